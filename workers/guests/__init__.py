@@ -1,0 +1,1 @@
+"""What is moved: guests, running or incoming, on this host."""

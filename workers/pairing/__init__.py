@@ -1,0 +1,1 @@
+"""How the two sides find each other and agree before any memory moves."""

@@ -1,0 +1,1 @@
+"""When memory is registered: policies of one contract."""

@@ -1,0 +1,1 @@
+"""How bytes reach the other host: one contract (RDMA's shape), several carriers, one conformance suite."""
