@@ -21,7 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -63,7 +63,7 @@ class Ram:
         self._fds: list[int] = []
         self._bases: list[int] = []
         # Reserve the whole span first, then put each file at its place: one address, one view, one algebra.
-        self.address = _map(None, self.size, mmap.PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+        self.address = _map(None, self.size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
         try:
             base = 0
             for file in files:

@@ -153,13 +153,13 @@ class RangeTable:
             at = upto
 
 
-
 def _spread(first: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Concatenate the runs first[i], first[i]+1, … of count[i] numbers each, without a Python loop."""
     if not len(count):
         return np.zeros(0, np.int64)
     skipped = np.cumsum(count) - count
-    return np.arange(int(count.sum()), dtype=np.int64) + np.repeat(first - skipped, count)
+    spread: npt.NDArray[np.int64] = np.arange(int(count.sum()), dtype=np.int64) + np.repeat(first - skipped, count)
+    return spread
 
 
 def _normalised(raw: Bounds) -> Bounds:

@@ -1,0 +1,210 @@
+"""An attempt on disk: the directory that ties a mover to whoever supervises it, before and after a restart.
+
+    <state_dir>/movers/<migration>.<epoch>.<side>/
+        job.json      what was asked (no secrets), written before the mover starts
+        lock          flocked by the mover for as long as it lives: the kernel's own word on whether it is there
+        status.json   what the mover says of itself, replaced atomically; `outcome` set means: it is done
+        log           its standard error
+
+The supervisor in the Celery worker reads these, signals the mover (SIGTERM: cancel), and removes the directory when
+the outcome has reached the record. A directory whose lock is free and whose status has no outcome was cut off:
+`reconcile` settles it from the journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from config.errors import HostError
+from workers.pairing.contract import Side, Ticket
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a mover is asked to do. `capabilities` and `parameters` are in their canonical JSON forms."""
+
+    migration: str
+    guest: str
+    epoch: int
+    side: Side
+    nonce: str
+    host: str
+    peer_host: str
+    capabilities: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+
+    @property
+    def ticket(self) -> Ticket:
+        """The attempt as pairing knows it."""
+        return Ticket(self.migration, self.guest, self.epoch, self.side, self.nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a mover says of itself.
+
+    Units: bytes, seconds, bytes/s. `state` is QEMU's migration state; `outcome` is None while it works, then
+    `completed`, `failed`, `cancelled` or `unresolved` (given away, not confirmed: reconcile must finish it).
+    """
+
+    state: str = "setup"
+    phase: str = "pairing"
+    outcome: str | None = None
+    reason: str | None = None
+    message: str | None = None
+    #: Seconds per finished span: pairing, registration, bulk, rounds, downtime, deregistration, total.
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    #: One entry per finished round: index, kind, bytes, seconds, dirty bytes found after it, verdict and its reason.
+    rounds: tuple[Mapping[str, Any], ...] = ()
+    #: total, transferred, remaining, skipped as zero, registered.
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    #: transfer, dirty: latest measured rates.
+    rates: Mapping[str, float] = field(default_factory=dict)
+    #: What was agreed and chosen, with reasons: transport, channels, chunk size, tracker, policy, fall-backs.
+    choices: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Attempt:
+    """One attempt's directory on this host."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def of(cls, state_dir: Path, ticket: Ticket) -> Attempt:
+        """Where this attempt lives, whether it exists yet or not."""
+        return cls(state_dir / "movers" / f"{ticket.migration}.{ticket.epoch}.{ticket.side}")
+
+    @classmethod
+    def all(cls, state_dir: Path) -> Iterator[Attempt]:
+        """Every attempt on this host that was not removed yet, oldest first."""
+        for path in sorted((state_dir / "movers").glob("*"), key=lambda path: path.stat().st_mtime):
+            if (path / "job.json").exists():
+                yield cls(path)
+
+    def start(self, job: Job, settings: str) -> subprocess.Popen[bytes]:
+        """Start the mover in a session of its own; `settings` (JSON, may hold secrets) goes to its standard input.
+
+        Raises HostError when this attempt was started before: a second delivery must not reach this point.
+        """
+        try:
+            self.directory.mkdir(parents=True, mode=0o700)
+        except FileExistsError:
+            raise HostError(f"attempt {self.directory.name} already exists on this host") from None
+        _replace(self.directory / "job.json", {"version": VERSION, **asdict(job)})
+        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Locked here and inherited: an flock belongs to the open file, so there is no instant at which a
+            # freshly started mover could be taken for a dead one.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (self.directory / "log").open("wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "workers.mover", str(self.directory)],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[lock],
+                    start_new_session=True,
+                    cwd=Path(__file__).parent.parent,
+                )
+        finally:
+            os.close(lock)
+        _replace(self.directory / "pid", {"pid": process.pid})
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(settings.encode())
+        return process
+
+    def job(self) -> Job:
+        """What was asked."""
+        document = _read(self.directory / "job.json")
+        if document is None or document.pop("version", None) != VERSION:
+            raise HostError(
+                f"{self.directory}/job.json is of another version: finish it with the release that wrote it"
+            )
+        return Job(**{**document, "side": Side(document["side"])})
+
+    def status(self) -> Status:
+        """What the mover last said; the default when it said nothing yet."""
+        document = _read(self.directory / "status.json")
+        if document is None:
+            return Status()
+        document["rounds"] = tuple(document.get("rounds", ()))
+        return Status(**document)
+
+    def report(self, status: Status) -> None:
+        """Replace what is said (the mover, and reconcile after it)."""
+        _replace(self.directory / "status.json", asdict(status))
+
+    def alive(self) -> bool:
+        """Whether the mover lives: the kernel frees its lock with its last descriptor."""
+        try:
+            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def cancel(self) -> None:
+        """Ask the mover to cancel. Too late once the guest was given away; then it goes on to the end."""
+        document = _read(self.directory / "pid")
+        if document is None:
+            return
+        try:
+            handle = os.pidfd_open(document["pid"])
+        except ProcessLookupError:
+            return
+        try:
+            if self.alive():  # checked with the pidfd in hand: the pid cannot have passed to a stranger
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(handle)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the mover ended within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.alive():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def remove(self) -> None:
+        """Forget the attempt."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _replace(path: Path, document: Mapping[str, Any]) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(document))
+    fresh.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    if not isinstance(document, dict):
+        raise HostError(f"{path} is damaged: not an object")
+    return document
