@@ -141,6 +141,17 @@ class RangeTable:
         ends = np.minimum(self.bounds[row, 1], (cell + 1) * unit)
         return np.stack([starts, ends], 1)
 
+    def cut(self, points: npt.NDArray[np.int64]) -> Bounds:
+        """Cut at `points` (sorted, bytes), so that no piece crosses one. Shape (m, 2)."""
+        first = np.searchsorted(points, self.bounds[:, 0], "right")
+        count = np.searchsorted(points, self.bounds[:, 1], "left") - first
+        row = np.repeat(np.arange(len(count)), count + 1)
+        nth = _spread(np.zeros(len(count), np.int64), count + 1)
+        fence = np.concatenate((points, [0]))  # the last entry is never chosen; it keeps the look-up in bounds
+        starts = np.where(nth == 0, self.bounds[row, 0], fence[first[row] + nth - 1])
+        ends = np.where(nth == count[row], self.bounds[row, 1], fence[np.minimum(first[row] + nth, len(points))])
+        return np.stack([starts, ends], 1)
+
     def batches(self, limit: int, unit: int) -> Iterator[RangeTable]:
         """Consecutive parts of at most `limit` bytes each, cut at multiples of `unit` (`limit` ≥ `unit`)."""
         pieces = self.split(unit)

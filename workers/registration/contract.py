@@ -1,32 +1,16 @@
 """What every registration policy does on the source: turn ranges to be sent into writes that may be posted.
 
-Registering a range means: the destination populates and locks it and answers with a remote key, the source locks its
+Registering a range means: the destination populates and locks it and answers with a remote key; the source locks its
 own side. A policy decides *when* that happens. Untouched and zero memory is never handed to a policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol
 
 from workers.ranges import RangeTable
-from workers.transports.contract import RemoteRegion, Writes
-
-
-class Registrar(Protocol):
-    """Registers on both sides. The source's end of the REGISTER_REQUEST / REGISTER_RESULT exchange."""
-
-    def request(self, ranges: RangeTable) -> None:
-        """Ask the destination to register these ranges; returns at once, the destination starts right away."""
-        ...
-
-    def lock(self, ranges: RangeTable) -> None:
-        """Register the source's own side of these ranges, now."""
-        ...
-
-    def result(self) -> list[RemoteRegion]:
-        """The answer to the oldest request not yet answered; waits for it."""
-        ...
+from workers.transports.contract import Writes
 
 
 class RegistrationPolicy(Protocol):
@@ -34,17 +18,16 @@ class RegistrationPolicy(Protocol):
 
     kind: ClassVar[str]
 
-    def prepare(self, ranges: RangeTable) -> None:
-        """Before the bulk round: `ranges` is all memory that holds data. Costs what it costs; the guest runs."""
-        ...
+    def prepare(self, batches: Iterable[RangeTable]) -> Iterable[RangeTable]:
+        """Before the bulk round: see the batches that it will send, and hand them back for `writes`.
 
-    def writes(self, ranges: RangeTable) -> Iterator[Writes]:
-        """Batches of writes that together cover `ranges`, each registered on both sides when it is yielded.
-
-        The caller posts a batch before it asks for the next, so that registration runs while earlier writes do.
+        `batches` is lazy: reading it surveys memory for zero pages. The guest runs meanwhile.
         """
         ...
 
-    def registered_bytes(self) -> int:
-        """Bytes locked on each side now."""
+    def writes(self, batches: Iterable[RangeTable]) -> Iterator[Writes]:
+        """Writes that together cover `batches`, each registered on both sides by the time that it is yielded.
+
+        The caller posts what it got before it asks for more, so that registering runs beside earlier writes.
+        """
         ...

@@ -1,0 +1,27 @@
+# Two commands are all the set-up there is: `make demo` and `make test`. Each installs what it needs first.
+PYTHON := .venv/bin/python
+PATHS := config tasks workers tests
+
+.PHONY: demo test check setup format
+
+demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
+	.venv/bin/droveway demo $(ARGS)
+
+test: setup check ## install, then run every test (pass more to pytest with ARGS="-k worry")
+	$(PYTHON) -m pytest $(ARGS)
+
+check: setup ## style, types, import rules
+	.venv/bin/ruff format --check $(PATHS)
+	.venv/bin/ruff check $(PATHS)
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: setup ## put the code into its form
+	.venv/bin/ruff format $(PATHS)
+	.venv/bin/ruff check --fix $(PATHS)
+
+# The stamp is redone when the pins or the project's own metadata change.
+setup: .venv/.installed
+.venv/.installed: requirements.lock pyproject.toml ops/scripts/setup
+	ops/scripts/setup
+	touch $@

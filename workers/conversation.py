@@ -1,0 +1,71 @@
+"""Messages over a transport's control channel: encode, wait, check who is talking and what may come next."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from config.errors import MessageError, PeerError, PeerLostError
+from workers.pairing.contract import Ticket
+from workers.protocol import Message, MessageType, decode, encode
+from workers.transports.contract import Endpoint
+
+#: How often a wait looks up to see whether it was cancelled, in seconds.
+_LOOK_UP = 0.2
+
+
+class Conversation:
+    """One side's end of the control channel of one attempt.
+
+    `check` is called at least every 0.2 s of waiting; it raises to end the wait (the attempt was cancelled).
+    """
+
+    def __init__(self, endpoint: Endpoint, check: Callable[[], None]) -> None:
+        self._endpoint = endpoint
+        self._check = check
+
+    def say(self, kind: MessageType, body: Mapping[str, Any] | None = None, blob: bytes | memoryview = b"") -> None:
+        """Send one message."""
+        self._endpoint.send(encode(Message(kind, body or {}, blob)))
+
+    def hear(self, timeout: float) -> Message | None:
+        """The next message, or None after `timeout` seconds. Raises PeerError when the peer reports its own failure."""
+        frame = self._endpoint.receive(timeout)
+        if frame is None:
+            return None
+        message = decode(frame)
+        if message.type is MessageType.ERROR:
+            raise PeerError(f"the other side failed: {message.body['message']}")
+        return message
+
+    def expect(self, kinds: Collection[MessageType], timeout: float) -> Message:
+        """The next message, which must be one of `kinds`. Raises PeerLostError when none comes in `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self._check()
+            left = deadline - time.monotonic()
+            message = self.hear(min(_LOOK_UP, max(0.0, left)))
+            if message is not None and message.type in kinds:
+                return message
+            if message is not None and message.type is MessageType.ABORT:
+                raise PeerError("the other side gave the migration up")
+            if message is not None:
+                raise MessageError(f"the other side said {message.type.name} out of turn")
+            if left <= 0:
+                names = " or ".join(kind.name for kind in kinds)
+                raise PeerLostError(f"the other side did not say {names} within {timeout:g} s")
+
+    def greet(self, ticket: Ticket, timeout: float) -> None:
+        """Make sure that both ends mean the same attempt: a stale listener must not meet a fresh source."""
+        mine = {"migration": ticket.migration, "guest": ticket.guest, "epoch": ticket.epoch}
+        self.say(MessageType.HELLO, mine)
+        theirs = self.expect([MessageType.HELLO], timeout).body
+        if theirs != mine:
+            raise PeerError(f"the other side is on attempt {dict(theirs)}, this side on {mine}: retry the migration")
+
+    def report_failure(self, reason: str, message: str) -> None:
+        """Tell the peer why this side gives up, if it still listens."""
+        with contextlib.suppress(PeerError, MessageError):  # a deaf peer notices the connection's end instead
+            self.say(MessageType.ERROR, {"reason": reason, "message": message[:2000]})

@@ -1,0 +1,134 @@
+"""What the two movers say to each other over a connected transport, as one table.
+
+    source                                       destination
+      HELLO ───────────────────────────────────►  is this the attempt that I am paired for?
+      ◄─────────────────────────────────── HELLO
+      REGISTER_REQUEST ranges ─────────────────►  populate, lock
+      ◄───────────────── REGISTER_RESULT regions
+      ══ one-sided writes ══════════════════════
+      WRITTEN ranges (flushed before) ─────────►  digest them, beside whatever else goes on
+      ROUND_END n ─────────────────────────────►
+      ◄───────────────────────────── ROUND_DONE n  all that was written up to here is digested
+      … the guest is paused, the last round written …
+      STATE device state + chunk digests ──────►  compare, load, journal READY
+      ◄──────────────────────────────────── READY
+      GIVEN ───────────────────────────────────►  journal TAKEN, resume
+      ◄──────────────────────────────────── TAKEN
+    either: ABORT, ERROR reason
+
+A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
+table's; a peer of another one is refused in words, since pairing has already compared them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from config.errors import MessageError
+from workers.transports.contract import MAX_MESSAGE, RemoteRegion
+
+VERSION = 1
+_MAGIC = b"DRVW"
+_HEADER = struct.Struct("!4sBBHII")
+_REGION = np.dtype([("start", ">u8"), ("end", ">u8"), ("address", ">u8"), ("key", ">u8")])
+
+
+class MessageType(IntEnum):
+    """Zero is invalid, so that a cleared buffer is never taken for a message."""
+
+    HELLO = 1
+    REGISTER_REQUEST = 2
+    REGISTER_RESULT = 3
+    WRITTEN = 4
+    ROUND_END = 5
+    ROUND_DONE = 6
+    STATE = 7
+    READY = 8
+    GIVEN = 9
+    TAKEN = 10
+    ABORT = 11
+    ERROR = 12
+
+
+#: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
+_BODIES: Mapping[MessageType, Mapping[str, type]] = {
+    MessageType.HELLO: {"migration": str, "guest": str, "epoch": int},
+    MessageType.REGISTER_REQUEST: {},
+    MessageType.REGISTER_RESULT: {},
+    MessageType.WRITTEN: {},
+    MessageType.ROUND_END: {"round": int},
+    MessageType.ROUND_DONE: {"round": int},
+    MessageType.STATE: {"state_bytes": int},
+    MessageType.READY: {"epoch": int},
+    MessageType.GIVEN: {"epoch": int},
+    MessageType.TAKEN: {"epoch": int},
+    MessageType.ABORT: {"epoch": int},
+    MessageType.ERROR: {"reason": str, "message": str},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message: its type, its JSON body, its binary part."""
+
+    type: MessageType
+    body: Mapping[str, Any] = field(default_factory=dict)
+    blob: bytes | memoryview = b""
+
+
+def encode(message: Message) -> bytes:
+    """The frame. Raises MessageError when it would exceed MAX_MESSAGE."""
+    body = json.dumps(message.body).encode()
+    size = _HEADER.size + len(body) + len(message.blob)
+    if size > MAX_MESSAGE:
+        raise MessageError(f"a {message.type.name} message of {size} bytes exceeds {MAX_MESSAGE}")
+    header = _HEADER.pack(_MAGIC, VERSION, message.type, 0, len(body), len(message.blob))
+    return b"".join((header, body, message.blob))
+
+
+def decode(frame: bytes) -> Message:
+    """The message. Raises MessageError naming what is wrong with the frame."""
+    if len(frame) < _HEADER.size:
+        raise MessageError(f"the peer sent a frame of {len(frame)} bytes, shorter than its header")
+    magic, version, number, zero, body_size, blob_size = _HEADER.unpack_from(frame)
+    if magic != _MAGIC or zero:
+        raise MessageError("the peer sent something that is not a Droveway message")
+    if version != VERSION:
+        raise MessageError(f"the peer speaks protocol version {version}, this side {VERSION}: upgrade the older one")
+    if _HEADER.size + body_size + blob_size != len(frame):
+        raise MessageError("the peer sent a frame whose lengths do not add up")
+    try:
+        kind = MessageType(number)
+        body = json.loads(frame[_HEADER.size : _HEADER.size + body_size])
+    except ValueError:
+        raise MessageError(f"the peer sent a message of unknown type {number} or with a damaged body") from None
+    expected = _BODIES[kind]
+    if not isinstance(body, dict) or body.keys() != expected.keys():
+        raise MessageError(f"a {kind.name} message carries {sorted(expected)}, got {body!r:.80}")
+    for key, value in body.items():
+        if type(value) is not expected[key]:
+            raise MessageError(f"{kind.name}.{key} must be {expected[key].__name__}, got {value!r:.40}")
+    return Message(kind, body, memoryview(frame)[_HEADER.size + body_size :])
+
+
+def encode_regions(regions: Sequence[RemoteRegion]) -> bytes:
+    """Regions as 32 bytes each: start, end, address, key; big-endian u64."""
+    rows = [(region.start, region.end, region.address, region.key) for region in regions]
+    return np.array(rows, _REGION).tobytes()
+
+
+def decode_regions(blob: bytes | memoryview) -> list[RemoteRegion]:
+    """Decode `encode_regions`. Raises MessageError on a truncated list or an empty region."""
+    if len(blob) % _REGION.itemsize:
+        raise MessageError("the peer sent a truncated list of regions")
+    regions = [RemoteRegion(*row) for row in np.frombuffer(blob, _REGION).tolist()]
+    if any(region.start >= region.end or not region.key for region in regions):
+        raise MessageError("the peer sent an empty region or one without a key")
+    return regions

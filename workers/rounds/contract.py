@@ -1,0 +1,30 @@
+"""The facts of a round, as everything that judges or reports them sees them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One finished round. Units: bytes, seconds."""
+
+    index: int
+    #: `bulk` (all that holds data), `dirty` (what was written since, the guest runs), `final` (the guest is paused).
+    kind: str
+    #: What was to be sent: the dirty table's size, zero pages included.
+    bytes: int
+    #: What went over the wire.
+    sent: int
+    #: From the first byte surveyed until the destination had digested the last one.
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes settled per second, zero pages included: what the next round can expect."""
+        return self.bytes / self.seconds if self.seconds > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For status, history and the demo's table."""
+        return asdict(self)

@@ -1,0 +1,84 @@
+"""The destination's side of the rounds: register what it is asked for, digest what was written, say when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from config.errors import MessageError
+from workers.conversation import Conversation
+from workers.digests import PageDigests
+from workers.protocol import Message, MessageType, encode_regions
+from workers.ranges import RangeTable
+from workers.transports.contract import Endpoint, RemoteRegion
+
+_NEXT = frozenset({MessageType.REGISTER_REQUEST, MessageType.WRITTEN, MessageType.ROUND_END, MessageType.STATE})
+
+
+class Incoming:
+    """Serves one source until it sends the device state. A context manager: it owns a digesting thread.
+
+    Digesting runs beside serving, so that registration is never kept waiting by it. `digests` is None when `verify-ram`
+    is off.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, talk: Conversation, memory_size: int, digests: PageDigests | None, silence: float
+    ) -> None:
+        """`silence` is how long the source may say nothing, in seconds, while its connection still stands."""
+        self._endpoint = endpoint
+        self._talk = talk
+        self._memory = RangeTable([(0, memory_size)])
+        self._digests = digests
+        self._silence = silence
+        self._digesting = ThreadPoolExecutor(1, "digests")
+        self._undone: list[Future[None]] = []
+        self.regions: list[RemoteRegion] = []
+        self.written = 0
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._digesting.shutdown(wait=True, cancel_futures=True)
+
+    def serve(self, progress: Callable[[], None]) -> Message:
+        """Serve until STATE, which is returned with everything written before it digested."""
+        while True:
+            message = self._talk.expect(_NEXT, self._silence)
+            if message.type is MessageType.STATE:
+                self._finish_digests()
+                return message
+            self._serve(message)
+            progress()
+
+    def _serve(self, message: Message) -> None:
+        if message.type is MessageType.ROUND_END:
+            self._finish_digests()
+            self._talk.say(MessageType.ROUND_DONE, {"round": message.body["round"]})
+        elif message.type is MessageType.REGISTER_REQUEST:
+            fresh = self._endpoint.register(self._ranges(message))
+            self.regions += fresh
+            self._talk.say(MessageType.REGISTER_RESULT, blob=encode_regions(fresh))
+        else:
+            ranges = self._ranges(message)
+            self.written += ranges.size
+            if self._digests:
+                self._undone.append(self._digesting.submit(self._digests.update, ranges))
+
+    def _ranges(self, message: Message) -> RangeTable:
+        try:
+            ranges = RangeTable.from_bytes(message.blob)
+        except ValueError as error:
+            raise MessageError(f"the source sent a damaged {message.type.name}: {error}") from None
+        if ranges - self._memory:
+            raise MessageError("the source named memory that this guest does not have")
+        return ranges
+
+    def _finish_digests(self) -> None:
+        for future in self._undone:
+            future.result()
+        self._undone.clear()

@@ -1,0 +1,104 @@
+"""Sending one round: survey for zero pages, register, pace, post, and let the destination digest behind the writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from workers.conversation import Conversation
+from workers.digests import PageDigests
+from workers.protocol import MessageType
+from workers.ranges import EMPTY, RangeTable
+from workers.registration.contract import RegistrationPolicy
+from workers.rounds.contract import Round
+from workers.rounds.pacing import Pacer
+from workers.transports.contract import Endpoint, Writes
+
+#: Bytes surveyed, registered and posted at a time: 16 chunks of 1 MiB. Smaller batches cost round trips, larger ones
+#: delay the destination's digesting, which runs one batch behind.
+BATCH = 16 << 20
+
+
+class Transfer:
+    """The source's sending side of one attempt."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        talk: Conversation,
+        policy: RegistrationPolicy,
+        digests: PageDigests | None,
+        *,
+        skip_zero: bool,
+        pacer: Pacer,
+        chunk_size: int,
+        timeout: float,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """`digests` is None when neither `verify-ram` nor `zero-pages` is on.
+
+        `progress(done, total)` is called after each batch, in bytes of the round; it may raise to end the round.
+        """
+        self._endpoint = endpoint
+        self._talk = talk
+        self._policy = policy
+        self._digests = digests
+        self._skip_zero = skip_zero
+        self._pacer = pacer
+        self._chunk_size = chunk_size
+        self._timeout = timeout
+        self._progress = progress
+
+    def prepare(self, populated: RangeTable) -> list[RangeTable]:
+        """Give the policy its look before the bulk round; what comes back is what `send_batches` takes."""
+        return list(self._policy.prepare(self._surveyed(populated)))
+
+    def send(self, index: int, kind: str, ranges: RangeTable) -> Round:
+        """One whole round; returns when the destination has, and has digested, all of it."""
+        return self.send_batches(index, kind, ranges.size, self._surveyed(ranges))
+
+    def send_batches(
+        self, index: int, kind: str, total: int, batches: Iterator[RangeTable] | list[RangeTable]
+    ) -> Round:
+        """The same, from batches that were surveyed already. `total` is the round's size, zero pages included."""
+        began = time.monotonic()
+        sent, unsaid = 0, EMPTY
+        for writes in self._policy.writes(batches):
+            self._settle(unsaid)
+            if kind != "final":  # the guest is paused then: nobody gains from being slow
+                time.sleep(self._pacer.delay(writes.size, time.monotonic()))
+            self._endpoint.post(writes)
+            unsaid = _ranges(writes)
+            sent += writes.size
+            self._progress(sent, total)
+        self._settle(unsaid)
+        self._talk.say(MessageType.ROUND_END, {"round": index})
+        self._talk.expect([MessageType.ROUND_DONE], self._timeout)
+        return Round(index, kind, total, sent, time.monotonic() - began)
+
+    def _surveyed(self, ranges: RangeTable) -> Iterator[RangeTable]:
+        """Batches less their zero pages, looked at only when asked for: beside the writes of the batch before."""
+        for batch in ranges.batches(max(BATCH, self._chunk_size), self._chunk_size):
+            kept = self._looked_at(batch)
+            if kept:
+                yield kept
+
+    def _looked_at(self, batch: RangeTable) -> RangeTable:
+        if self._digests is None:
+            return batch
+        if self._skip_zero:
+            return self._digests.without_zero(batch)
+        self._digests.update(batch)
+        return batch
+
+    def _settle(self, ranges: RangeTable) -> None:
+        """Once these writes lie in the destination's memory, say so: it digests them beside the next ones."""
+        if ranges:
+            self._endpoint.flush(self._timeout)
+            self._talk.say(MessageType.WRITTEN, blob=ranges.to_bytes())
+
+
+def _ranges(writes: Writes) -> RangeTable:
+    return RangeTable(np.stack([writes.start, writes.start + writes.length], 1))
