@@ -95,8 +95,8 @@ class Attempt:
             if (path / "job.json").exists():
                 yield cls(path)
 
-    def start(self, job: Job, settings: str) -> subprocess.Popen[bytes]:
-        """Start the mover in a session of its own; `settings` (JSON, may hold secrets) goes to its standard input.
+    def start(self, job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start the mover in a session of its own. `environment` (`Settings.environment()`) is added to this process's.
 
         Raises HostError when this attempt was started before: a second delivery must not reach this point.
         """
@@ -113,19 +113,17 @@ class Attempt:
             with (self.directory / "log").open("wb") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "workers.mover", str(self.directory)],
-                    stdin=subprocess.PIPE,
+                    stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     pass_fds=[lock],
+                    env={**os.environ, **environment},
                     start_new_session=True,
                     cwd=Path(__file__).parent.parent,
                 )
         finally:
             os.close(lock)
         _replace(self.directory / "pid", {"pid": process.pid})
-        assert process.stdin is not None
-        with process.stdin as pipe:
-            pipe.write(settings.encode())
         return process
 
     def job(self) -> Job:
