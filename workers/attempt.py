@@ -123,8 +123,12 @@ class Attempt:
                 )
         finally:
             os.close(lock)
-        _replace(self.directory / "pid", {"pid": process.pid})
         return process
+
+    def begin(self) -> Job:
+        """The mover's first act: say which process it is, and read what was asked."""
+        _replace(self.directory / "pid", {"pid": os.getpid()})
+        return self.job()
 
     def job(self) -> Job:
         """What was asked."""
