@@ -88,6 +88,14 @@ class PeerError(DrovewayError):
     exit_code = 6
 
 
+class PeerRefusedError(PeerError):
+    """The other side cannot take part; `reason` is the word for it that the other side gave."""
+
+    def __init__(self, message: str, reason: str = "peer") -> None:
+        super().__init__(message)
+        self.reason = reason  # type: ignore[misc]  # the peer's own word, as with RefusedError
+
+
 class PeerLostError(PeerError):
     """The connection to the other side ended before the work did."""
 

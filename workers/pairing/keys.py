@@ -3,13 +3,17 @@
 All lie under one prefix (`droveway:` by default), which the Celery queues share. Nothing here is needed to keep a guest
 safe: every key can be rebuilt from the hosts' journals and directories.
 
+    hosts                   set     every H that was heard of             H's workers; pruned by reconcile
     host:H                  hash    capacity, address, lease per role     H's workers; goes with the host's last lease
-    guest:G                 hash    host, epoch, bytes, active migration  guest start, admission, finish; with the guest
+    residents:H             hash    G → bytes of the guests on H          H's workers, finish; with the guests
+    guests                  set     every G                               as guest:G
+    guest:G                 hash    host, epoch, bytes, active migration  H's workers, admission, finish; with the guest
     guest:G:handover        hash    "EPOCH.FACT" → host (facts.py)        movers and reconcile; goes with the guest
     migration:M             hash    the record: request, state, claims,   admission, claim, movers' offers, finish;
                                     offers, leases, progress, outcomes    expires `history.retention` after its end
     migration:M:events      stream  wakes whoever waits on the record     as the record
     migrations              zset    M by creation time: list and history  as the records
+    open                    set     M not ended, or still holding a slot  submit … last finish; what reconcile looks at
     waiting                 zset    M not admitted yet, by creation time  admission
     slots:H:source|destination  set  the M that hold a slot               admission, finish
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
@@ -27,6 +31,18 @@ class Keys:
     def host(self, host: str) -> str:
         """What a host's workers say about it."""
         return f"{self.prefix}host:{host}"
+
+    def hosts(self) -> str:
+        """Every host that was heard of."""
+        return f"{self.prefix}hosts"
+
+    def residents(self, host: str) -> str:
+        """The memory of each guest on a host."""
+        return f"{self.prefix}residents:{host}"
+
+    def guests(self) -> str:
+        """Every guest."""
+        return f"{self.prefix}guests"
 
     def guest(self, guest: str) -> str:
         """Where a guest is and under which epoch."""
@@ -47,6 +63,10 @@ class Keys:
     def migrations(self) -> str:
         """All records by creation time."""
         return f"{self.prefix}migrations"
+
+    def open(self) -> str:
+        """Records that have not ended, or still hold a slot."""
+        return f"{self.prefix}open"
 
     def waiting(self) -> str:
         """Records that wait for admission."""

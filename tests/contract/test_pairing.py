@@ -1,0 +1,155 @@
+"""Both pairings keep the same contract: `Room` is what a maker must give, the tests are written once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+
+from config.errors import CancelledError, MessageError, PeerRefusedError, RefusedError, UnreachableError
+from config.settings import RedisSettings
+from tests.redis_server import RedisServer
+from workers.pairing.contract import Pairing, Side, Ticket
+from workers.pairing.in_memory import InMemoryPairing, Meeting
+from workers.pairing.keys import Keys
+from workers.pairing.offer import MAX_OFFER
+from workers.pairing.redis import RedisPairing
+
+
+class Room(Protocol):
+    """Where two sides of one attempt meet."""
+
+    def side(self, side: Side, nonce: str = "") -> Pairing:
+        """A pairing that holds the side's claim; whoever held it before is fenced."""
+        ...
+
+    def cancel(self) -> None: ...
+
+
+class MemoryRoom:
+    def __init__(self) -> None:
+        self._meeting = Meeting()
+
+    def side(self, side: Side, nonce: str = "") -> InMemoryPairing:
+        return self._meeting.claim(Ticket("m-1", "web", 7, side, nonce or f"{side}-nonce"))
+
+    def cancel(self) -> None:
+        self._meeting.cancel()
+
+
+class RedisRoom:
+    def __init__(self, server: RedisServer) -> None:
+        self.migration = f"m-{uuid4().hex[:8]}"
+        self.guest = f"web-{uuid4().hex[:8]}"
+        self.settings = RedisSettings(url=SecretStr(server.url), prefix="pairing:")
+        self.record = Keys("pairing:").migration(self.migration)
+        self.client = server.client()
+        self.client.hset(self.record, mapping={"epoch": 7, "state": "setup"})
+        self._opened: list[RedisPairing] = []
+
+    def side(self, side: Side, nonce: str = "") -> RedisPairing:
+        nonce = nonce or f"{side}-nonce"
+        self.client.hset(self.record, f"claim:{side}", nonce)
+        pairing = RedisPairing(self.settings, Ticket(self.migration, self.guest, 7, side, nonce), f"host-{side}")
+        self._opened.append(pairing)
+        return pairing
+
+    def cancel(self) -> None:
+        self.client.hset(self.record, mapping={"cancel": 1, "state": "cancelling"})
+        self.client.xadd(Keys("pairing:").events(self.migration), {"event": "cancelling"})
+
+    def close(self) -> None:
+        for pairing in self._opened:
+            pairing.close()
+        self.client.close()
+
+
+@pytest.fixture(params=["in_memory", "redis"])
+def room(request: pytest.FixtureRequest) -> Iterator[Room]:
+    if request.param == "in_memory":
+        yield MemoryRoom()
+        return
+    room = RedisRoom(request.getfixturevalue("redis_server"))
+    try:
+        yield room
+    finally:
+        room.close()
+
+
+def test_each_side_receives_the_other_sides_offer(room: Room) -> None:
+    source, destination = room.side(Side.SOURCE), room.side(Side.DESTINATION)
+    source.publish(b"from source \x00\xff")
+    destination.publish(b"from destination")
+    assert destination.await_offer(5) == b"from source \x00\xff"
+    assert source.await_offer(5) == b"from destination"
+
+
+def test_a_side_that_waits_first_is_woken(room: Room) -> None:
+    source, destination = room.side(Side.SOURCE), room.side(Side.DESTINATION)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(source.await_offer, 30)
+        destination.publish(b"late")
+        assert waiting.result(20) == b"late"
+
+
+def test_a_refusal_ends_the_wait_and_carries_its_reason(room: Room) -> None:
+    source, destination = room.side(Side.SOURCE), room.side(Side.DESTINATION)
+    destination.refuse("memory-lock", "beta may lock 64 KiB.")
+    with pytest.raises(PeerRefusedError, match="beta may lock 64 KiB") as caught:
+        source.await_offer(5)
+    assert caught.value.reason == "memory-lock"
+
+
+def test_nobody_there_ends_in_time_and_says_who_is_missing(room: Room) -> None:
+    source = room.side(Side.SOURCE)
+    with pytest.raises(UnreachableError, match="destination"):
+        source.await_offer(0.05)
+
+
+def test_cancelling_ends_the_wait(room: Room) -> None:
+    source = room.side(Side.SOURCE)
+    timer = threading.Timer(0.05, room.cancel)
+    timer.start()
+    with pytest.raises(CancelledError):
+        source.await_offer(30)
+    timer.join()
+
+
+def test_whoever_lost_the_claim_can_neither_offer_nor_wait(room: Room) -> None:
+    before = room.side(Side.SOURCE, "one")
+    before.publish(b"mine")
+    after = room.side(Side.SOURCE, "two")
+    with pytest.raises(RefusedError) as caught:
+        before.publish(b"mine again")
+    assert caught.value.reason == "fenced"
+    with pytest.raises(RefusedError):
+        before.await_offer(5)
+    after.publish(b"new")
+    assert room.side(Side.DESTINATION).await_offer(5) == b"new"
+
+
+def test_an_offer_of_a_former_holder_is_not_taken(room: Room) -> None:
+    room.side(Side.SOURCE, "one").publish(b"old")
+    room.side(Side.SOURCE, "two")
+    with pytest.raises(UnreachableError):
+        room.side(Side.DESTINATION).await_offer(0.05)
+
+
+def test_an_offer_beyond_64_kib_is_not_published(room: Room) -> None:
+    source = room.side(Side.SOURCE)
+    with pytest.raises(MessageError):
+        source.publish(bytes(MAX_OFFER + 1))
+
+
+def test_facts_are_seen_by_both_and_repeating_one_changes_nothing(room: Room) -> None:
+    source, destination = room.side(Side.SOURCE), room.side(Side.DESTINATION)
+    assert source.facts() == frozenset()
+    source.tell("given", 7)
+    source.tell("given", 7)
+    destination.tell("taken", 7)
+    assert source.facts() == destination.facts() == {(7, "given"), (7, "taken")}
