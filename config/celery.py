@@ -8,7 +8,7 @@ tried on Celery 5.7.0 with kombu 5.7.0, redis-py 8.1.0 and Redis 7.0.15.
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -49,7 +49,7 @@ def broker_url(settings: RedisSettings) -> str:
     if parts.scheme != "unix":
         return url
     database = parse_qs(parts.query).get("db", ["0"])[0]
-    return urlunsplit(parts._replace(scheme="redis+socket", query=urlencode({"virtual_host": database})))
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -161,11 +161,10 @@ class RedisSettings(_Concern):
     @property
     def shown_url(self) -> str:
         """The URL for people, without its password."""
-        parts = urlsplit(self.url.get_secret_value())
-        if "@" not in parts.netloc:
-            return urlunsplit(parts)
-        user, _, _ = parts.netloc.rpartition("@")[0].partition(":")
-        return urlunsplit(parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}"))
+        scheme, _, rest = self.url.get_secret_value().partition("://")
+        credentials, at, place = rest.rpartition("@")
+        user = credentials.partition(":")[0]
+        return f"{scheme}://{user}:***@{place}" if at else f"{scheme}://{place}"
 
 
 class HostSettings(_Concern):
