@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -51,17 +51,15 @@ class Transfer:
         self._timeout = timeout
         self._progress = progress
 
-    def prepare(self, populated: RangeTable) -> list[RangeTable]:
+    def prepare(self, populated: RangeTable) -> Iterable[RangeTable]:
         """Give the policy its look before the bulk round; what comes back is what `send_batches` takes."""
-        return list(self._policy.prepare(self._surveyed(populated)))
+        return self._policy.prepare(self._surveyed(populated))
 
     def send(self, index: int, kind: str, ranges: RangeTable) -> Round:
         """One whole round; returns when the destination has, and has digested, all of it."""
         return self.send_batches(index, kind, ranges.size, self._surveyed(ranges))
 
-    def send_batches(
-        self, index: int, kind: str, total: int, batches: Iterator[RangeTable] | list[RangeTable]
-    ) -> Round:
+    def send_batches(self, index: int, kind: str, total: int, batches: Iterable[RangeTable]) -> Round:
         """The same, from batches that were surveyed already. `total` is the round's size, zero pages included."""
         began = time.monotonic()
         sent, unsaid = 0, EMPTY

@@ -1,0 +1,120 @@
+"""From two workers that cannot see each other to one connected, greeted, agreed channel between two movers.
+
+The source offers first: its guest's description and RAM blocks. The destination starts the incoming twin from that,
+opens its transports on the twin's memory, and answers. Then each side judges both offers and comes to the same end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from config.capabilities import SUPPORTED
+from config.errors import DrovewayError, PeerError
+from workers.conversation import Conversation
+from workers.dirty.choose import KINDS
+from workers.guests.contract import Guest
+from workers.migration import Migration
+from workers.pairing.agreement import Agreement, agree
+from workers.pairing.contract import Side
+from workers.pairing.offer import Offer, blocks_of, decode, encode
+from workers.ram import Ram
+from workers.ranges import PAGE_SIZE
+from workers.transports.contract import Endpoint
+from workers.transports.memory_lock import lock_limit
+from workers.transports.open import open_endpoints
+
+#: Seconds for the other side's worker to take its message, start its mover and offer.
+PAIRING_TIMEOUT = 60.0
+#: Seconds for the transport to connect once both offers are known.
+CONNECT_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A connected pair of movers, seen from one end."""
+
+    endpoint: Endpoint
+    talk: Conversation
+    agreement: Agreement
+
+
+@contextmanager
+def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Link]:
+    """Offer, wait for the answer, agree, connect. Closes the endpoint at the end, whatever happened."""
+    with ExitStack() as cleanup:
+        with migration.phase("pairing", "setup"):
+            endpoints = _open(cleanup, migration, ram)
+            mine = _offer(migration, ram, endpoints, guest.description())
+            migration.pairing.publish(encode(mine))
+            theirs = decode(migration.pairing.await_offer(PAIRING_TIMEOUT))
+            link = _connect(migration, endpoints, mine, theirs)
+        yield link
+
+
+def await_source(migration: Migration) -> Offer:
+    """The destination's first step: the source's offer."""
+    return decode(migration.pairing.await_offer(PAIRING_TIMEOUT))
+
+
+@contextmanager
+def link_as_destination(migration: Migration, ram: Ram, theirs: Offer) -> Iterator[Link]:
+    """Agree, answer, connect. Closes the endpoint at the end, whatever happened."""
+    with ExitStack() as cleanup:
+        endpoints = _open(cleanup, migration, ram)
+        mine = _offer(migration, ram, endpoints, None)
+        agree(theirs, mine)  # refused before the source is told to connect
+        migration.pairing.publish(encode(mine))
+        yield _connect(migration, endpoints, mine, theirs)
+
+
+def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> dict[str, Endpoint]:
+    endpoints = open_endpoints(migration.job.side, migration.settings, migration.parameters, ram)
+    for endpoint in endpoints.values():
+        cleanup.callback(endpoint.close)
+    return endpoints
+
+
+def _offer(
+    migration: Migration, ram: Ram, endpoints: Mapping[str, Endpoint], description: Mapping[str, Any] | None
+) -> Offer:
+    return Offer(
+        host=migration.job.host,
+        blocks=blocks_of(ram.blocks),
+        page_size=PAGE_SIZE,
+        capabilities=migration.capabilities.to_json(),
+        parameters=migration.parameters.to_json(),
+        supported=frozenset(capability.value for capability in SUPPORTED),
+        transports={kind: endpoint.offer() for kind, endpoint in endpoints.items()},
+        trackers=KINDS,
+        memlock=lock_limit(),
+        guest=description,
+    )
+
+
+def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offer, theirs: Offer) -> Link:
+    side = migration.job.side
+    agreement = agree(mine, theirs) if side is Side.SOURCE else agree(theirs, mine)
+    endpoint = endpoints[agreement.transport]
+    for kind, other in endpoints.items():
+        if kind != agreement.transport:
+            other.close()
+    endpoint.connect(theirs.transports[agreement.transport], CONNECT_TIMEOUT)
+    talk = Conversation(endpoint, migration.check)
+    talk.greet(migration.job.ticket, CONNECT_TIMEOUT)
+    migration.progress.merge("choices", agreement.to_json())
+    return Link(endpoint, talk, agreement)
+
+
+@contextmanager
+def refusals_told(migration: Migration) -> Iterator[None]:
+    """When the body fails before the two are connected, tell the other side why, so that it need not wait."""
+    try:
+        yield
+    except PeerError:
+        raise  # it knows
+    except DrovewayError as error:
+        migration.pairing.refuse(error.reason, str(error))
+        raise

@@ -1,0 +1,86 @@
+"""The mover: one process per migration and side. It owns the data path; its supervisor only watches its directory.
+
+`python -m workers.mover DIRECTORY`, started by `Attempt.start`, in a session of its own, its settings in the
+environment. SIGTERM asks it to cancel; after GIVEN it goes on to the end all the same. Its last words are a status with
+an outcome; a mover that dies without one is settled from the journal by `reconcile`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+from config.capabilities import read_options
+from config.errors import CancelledError, DrovewayError, UnresolvedError
+from config.settings import Settings, load_settings
+from workers import destination, source
+from workers.attempt import Attempt, Job
+from workers.metrics.timeline import Timeline
+from workers.migration import Migration, Progress
+from workers.pairing.contract import Side
+from workers.pairing.redis import RedisPairing
+
+#: Seconds that one thread may keep the others from running. Python's 5 ms would let digesting hold up the threads that
+#: receive; 1 ms costs nothing measurable.
+_SWITCH_INTERVAL = 0.001
+
+log = logging.getLogger("droveway.mover")
+
+
+def main(directory: Path) -> int:
+    """Run the attempt in `directory` to its outcome. Returns the exit code: 0 only when it completed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    cancelled = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: cancelled.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for whoever watches, not for the move
+    attempt = Attempt(directory)
+    job = attempt.begin()
+    progress = Progress(attempt)
+    settings = load_settings()
+    with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
+        migration = _migration(job, settings, pairing, progress, cancelled)
+        return _conclude(migration)
+
+
+def _migration(
+    job: Job, settings: Settings, pairing: RedisPairing, progress: Progress, cancelled: threading.Event
+) -> Migration:
+    capabilities, parameters = read_options(job.capabilities, job.parameters)
+    timeline = Timeline(time.monotonic)
+    return Migration(job, settings, capabilities, parameters, pairing, timeline, progress, cancelled.is_set)
+
+
+def _conclude(migration: Migration) -> int:
+    """Run the side and say how it ended."""
+    job, progress = migration.job, migration.progress
+    try:
+        log.info("%s of %s, epoch %d, with %s", job.side, job.guest, job.epoch, job.peer_host)
+        (source if job.side is Side.SOURCE else destination).run(migration)
+        outcome, error = "completed", None
+    except UnresolvedError as failure:
+        outcome, error = "unresolved", failure
+    except CancelledError as failure:
+        outcome, error = "cancelled", failure
+    except DrovewayError as failure:
+        outcome, error = "failed", failure
+    except Exception as failure:  # noqa: BLE001  # the last frame: a defect of ours must end in the record, not in a trace alone
+        log.exception("a defect")
+        outcome, error = "failed", failure
+    migration.progress.merge("seconds", {**migration.timeline.seconds, "total": migration.timeline.elapsed})
+    state = {"unresolved": "device"}.get(outcome, outcome)
+    reason, message = (
+        (None, None) if error is None else (getattr(error, "reason", "internal"), str(error) or repr(error))
+    )
+    progress.update(now=True, state=state, phase="ended", outcome=outcome, reason=reason, message=message)
+    log.info("%s%s", outcome, f": {message}" if message else "")
+    return 0 if error is None else getattr(error, "exit_code", 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,179 @@
+"""The source's side: pair, track, send while the guest runs, hand over. All stages at a glance: migration.py."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from config.capabilities import MigrationCapability as Capability
+from config.capabilities import OnStall
+from config.errors import HostError, StalledError
+from workers.digests import PageDigests
+from workers.dirty.choose import choose
+from workers.dirty.contract import DirtyTracker
+from workers.dirty.forgetful import Forgetful
+from workers.guests.contract import Guest, RunState
+from workers.guests.local import open_guest
+from workers.handover.drive import SourceHandover
+from workers.link import Link, link_as_source
+from workers.migration import Migration
+from workers.protocol import MessageType
+from workers.ram import Ram
+from workers.ranges import RangeTable
+from workers.registration.dynamic import Dynamic
+from workers.registration.pin_all import PinAll
+from workers.registration.registrar import Registrar
+from workers.rounds.contract import Round
+from workers.rounds.convergence import Limits, Ruling, Survey, Verdict, judge
+from workers.rounds.iterative import Ending, run_rounds
+from workers.rounds.pacing import Pacer
+from workers.rounds.transfer import Transfer
+
+#: Seconds to wait for one answer of a peer whose connection stands: locking 64 MiB on a host under memory pressure.
+_ANSWER = 120.0
+
+
+def run(migration: Migration) -> None:
+    """Move the guest away. Raises what went wrong; the journal knows where the guest is then."""
+    guest = open_guest(migration.settings.host, migration.job.guest)
+    if guest.status() is not RunState.RUNNING:
+        raise HostError(f"guest {guest.name} is {guest.status()}, not running: `droveway reconcile` says why")
+    with SourceHandover.begun(migration, guest) as handover, Ram(guest.block_files()) as ram:
+        with link_as_source(migration, guest, ram) as link, handover.over(link.talk):
+            with _tracking(migration, guest, ram) as tracker:
+                transfer, registrar = _sending(migration, link, ram)
+                ending = _send_live(migration, transfer, registrar, tracker, guest, ram)
+                _hand_over(migration, transfer, tracker, handover, guest, ending)
+            closing = time.monotonic()
+        migration.timeline.add("deregistration", time.monotonic() - closing)
+
+
+@contextmanager
+def _tracking(migration: Migration, guest: Guest, ram: Ram) -> Iterator[DirtyTracker]:
+    """A tracker that works on this machine, started; closed whatever happens."""
+    preferred = migration.parameters.dirty_tracker
+    choice = choose(None if preferred == "auto" else preferred.value)
+    migration.progress.merge("choices", {"tracker": choice.kind, "tracker-reason": choice.reason})
+    tracker: DirtyTracker = choice.factory(guest, ram)
+    if os.environ.get("DROVEWAY_FAULT") == "drop-final-dirty":
+        tracker = Forgetful(tracker)
+    try:
+        tracker.start()
+        guest.drain()
+        yield tracker
+    finally:
+        tracker.close()
+
+
+def _sending(migration: Migration, link: Link, ram: Ram) -> tuple[Transfer, Registrar]:
+    agreed, parameters = link.agreement, migration.parameters
+    registrar = Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic)
+    policy = PinAll if agreed.capabilities[Capability.RDMA_PIN_ALL] else Dynamic
+    verify, skip_zero = agreed.capabilities[Capability.VERIFY_RAM], agreed.capabilities[Capability.ZERO_PAGES]
+    migration.progress.merge("choices", {"policy": policy.kind})
+
+    def progress(done: int, total: int) -> None:
+        migration.check()
+        migration.progress.merge(
+            "bytes", {"round_done": done, "round_total": total, "registered": registrar.registered.size}
+        )
+
+    transfer = Transfer(
+        link.endpoint,
+        link.talk,
+        policy(registrar, agreed.chunk_size),
+        PageDigests(ram.view, ram.size) if verify or skip_zero else None,
+        skip_zero=skip_zero,
+        pacer=Pacer(parameters.max_bandwidth, time.monotonic()),
+        chunk_size=agreed.chunk_size,
+        timeout=_ANSWER,
+        progress=progress,
+    )
+    return transfer, registrar
+
+
+def _send_live(
+    migration: Migration,
+    transfer: Transfer,
+    registrar: Registrar,
+    tracker: DirtyTracker,
+    guest: Guest,
+    ram: Ram,
+) -> Ending:
+    """Bulk and dirty rounds beside the running guest. Raises StalledError when the task would rather give up."""
+    populated = ram.populated()  # taken after tracking began: what appears later is seen as written
+    migration.progress.merge("bytes", {"total": ram.size, "populated": populated.size})
+    with migration.phase("survey", "active"):
+        batches = transfer.prepare(populated)
+    began = collected = time.monotonic()
+    found_in = 0.0
+
+    def send(index: int, kind: str, ranges: RangeTable) -> Round:
+        with migration.phase("bulk" if index == 0 else "rounds", "active"):
+            return transfer.send_batches(0, kind, ranges.size, batches) if index == 0 else transfer.send(index, kind, ranges)
+
+    def collect() -> RangeTable:
+        nonlocal collected, found_in
+        dirty = tracker.collect()
+        guest.drain()  # DMA that was under way when its page was protected again must land before that page is read
+        found_in, collected = time.monotonic() - collected, time.monotonic()
+        return dirty
+
+    def observe(round_: Round, dirty: RangeTable, verdict: Verdict) -> None:
+        _report(migration, round_, dirty, verdict, found_in)
+
+    ending = run_rounds(populated, send, collect, _judge(migration, ram), observe, lambda: time.monotonic() - began)
+    migration.timeline.add("registration", registrar.waited)
+    if ending.verdict.ruling is Ruling.STALLED and migration.parameters.on_stall is not OnStall.FORCE:
+        raise StalledError(
+            f"{guest.name} does not converge: {ending.verdict.reason}; "
+            "allow more downtime-limit, or set on-stall=force to pause it for as long as it takes"
+        )
+    return ending
+
+
+def _judge(migration: Migration, ram: Ram) -> Callable[[tuple[Round, ...], tuple[Survey, ...]], Verdict]:
+    parameters = migration.parameters
+    limits = Limits(
+        downtime=parameters.downtime_limit_ms / 1e3,
+        max_rounds=parameters.max_rounds,
+        completion_timeout=parameters.completion_timeout_per_gib_s * max(1.0, ram.size / (1 << 30)),
+        progress_timeout=parameters.progress_timeout_s,
+    )
+    return partial(judge, limits=limits)
+
+
+def _report(
+    migration: Migration, round_: Round, dirty: RangeTable | None, verdict: Verdict | None, found_in: float
+) -> None:
+    """One line of the report per round; `found_in` is the time in which `dirty` was written, in seconds."""
+    entry = round_.to_json()
+    if dirty is not None and verdict is not None:
+        rate = dirty.size / found_in if found_in else 0.0
+        entry |= {"dirty": dirty.size, "verdict": verdict.ruling.value, "reason": verdict.reason}
+        migration.progress.merge("rates", {"dirty": rate, "expected_downtime": verdict.expected_downtime})
+        migration.progress.merge("bytes", {"remaining": dirty.size})
+    status = migration.progress.status
+    migration.progress.merge("rates", {"transfer": round_.sent / round_.seconds if round_.seconds else 0.0})
+    migration.progress.merge("bytes", {"transferred": status.bytes.get("transferred", 0) + round_.sent})
+    migration.progress.update(now=True, rounds=(*status.rounds, entry))
+
+
+def _hand_over(
+    migration: Migration,
+    transfer: Transfer,
+    tracker: DirtyTracker,
+    handover: SourceHandover,
+    guest: Guest,
+    ending: Ending,
+) -> None:
+    """Pause, send the rest, give the guest away, and wait until the destination runs it. All of it is downtime."""
+    migration.check()
+    with migration.phase("downtime", "device"):
+        handover.pause()
+        rest = ending.remaining | tracker.collect()
+        final = transfer.send(len(ending.rounds), "final", rest)
+        handover.give(guest.save_state(), transfer.chunk_digests())
+    _report(migration, final, None, None, 0.0)
