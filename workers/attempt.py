@@ -1,8 +1,8 @@
 """An attempt on disk: the directory that ties a mover to whoever supervises it, before and after a restart.
 
     <state_dir>/movers/<migration>.<epoch>.<side>/
-        job.json      what was asked (no secrets), written before the mover starts
-        lock          flocked by the mover for as long as it lives: the kernel's own word on whether it is there
+        job.json      what was asked (no secrets); there before the claim, so that a restarted worker knows its nonce
+        lock          there once the mover was started; flocked by it for as long as it lives: the kernel's own word
         status.json   what the mover says of itself, replaced atomically; `outcome` set means: it is done
         log           its standard error
 
@@ -13,6 +13,7 @@ the outcome has reached the record. A directory whose lock is free and whose sta
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,8 +21,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from config.errors import HostError
 from workers.pairing.contract import Side, Ticket
 
 VERSION = 1
+#: The mover's command; its directory follows as the only argument.
+MOVER = (sys.executable, "-m", "workers.mover")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Job:
     nonce: str
     host: str
     peer_host: str
+    #: The guest's memory in bytes, as admission reserved it at the destination.
+    memory: int
     capabilities: Mapping[str, Any]
     parameters: Mapping[str, Any]
 
@@ -50,6 +56,16 @@ class Job:
     def ticket(self) -> Ticket:
         """The attempt as pairing knows it."""
         return Ticket(self.migration, self.guest, self.epoch, self.side, self.nonce)
+
+    @property
+    def source(self) -> str:
+        """The host that the guest leaves."""
+        return self.host if self.side is Side.SOURCE else self.peer_host
+
+    @property
+    def destination(self) -> str:
+        """The host that the guest goes to."""
+        return self.peer_host if self.side is Side.SOURCE else self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +107,52 @@ class Attempt:
     @classmethod
     def all(cls, state_dir: Path) -> Iterator[Attempt]:
         """Every attempt on this host that was not removed yet, oldest first."""
-        for path in sorted((state_dir / "movers").glob("*"), key=lambda path: path.stat().st_mtime):
+        for path in sorted((state_dir / "movers").glob("[!.]*"), key=_age):
             if (path / "job.json").exists():
                 yield cls(path)
 
-    def start(self, job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    @classmethod
+    def sweep(cls, state_dir: Path) -> None:
+        """Remove what a crash within `prepare` left; a minute old, so that nobody is still writing it."""
+        for path in (state_dir / "movers").glob(".fresh-*"):
+            if time.time() - _age(path) > 60:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def prepare(self, job: Job) -> bool:
+        """Write the job down; False when this attempt is on this host already (a second delivery)."""
+        self.directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Renamed into place whole: a crash in between leaves no directory that looks like an attempt and is none.
+        fresh = Path(tempfile.mkdtemp(prefix=".fresh-", dir=self.directory.parent))
+        _replace(fresh / "job.json", {"version": VERSION, **asdict(job)})
+        try:
+            fresh.rename(self.directory)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        return True
+
+    def started(self) -> bool:
+        """Whether a mover was ever started for it."""
+        return (self.directory / "lock").exists()
+
+    def start(self, environment: Mapping[str, str], command: Sequence[str] = MOVER) -> subprocess.Popen[bytes]:
         """Start the mover in a session of its own. `environment` (`Settings.environment()`) is added to this process's.
 
-        Raises HostError when this attempt was started before: a second delivery must not reach this point.
+        Raises HostError when it was started before.
         """
         try:
-            self.directory.mkdir(parents=True, mode=0o700)
+            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            raise HostError(f"attempt {self.directory.name} already exists on this host") from None
-        _replace(self.directory / "job.json", {"version": VERSION, **asdict(job)})
-        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            raise HostError(f"the mover of {self.directory.name} was started before; it is not started twice") from None
         try:
             # Locked here and inherited: an flock belongs to the open file, so there is no instant at which a
             # freshly started mover could be taken for a dead one.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             with (self.directory / "log").open("wb") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "workers.mover", str(self.directory)],
+                return subprocess.Popen(
+                    [*command, str(self.directory)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -123,7 +163,6 @@ class Attempt:
                 )
         finally:
             os.close(lock)
-        return process
 
     def begin(self) -> Job:
         """The mover's first act: say which process it is, and read what was asked."""
@@ -194,6 +233,13 @@ class Attempt:
     def remove(self) -> None:
         """Forget the attempt."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # removed since it was listed
+        return 0.0
 
 
 def _replace(path: Path, document: Mapping[str, Any]) -> None:
