@@ -1,0 +1,109 @@
+"""The guests that live on this host, found from its state directory alone: nothing else remembers them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.errors import HostError, RefusedError, RequestError
+from workers.guests.contract import Guest, RunState
+from workers.guests.memory import DEFAULT_RAM_DIR, MemoryGuest, incoming_memory_guest, start_memory_guest
+from workers.guests.memory_spec import MemoryGuestSpec
+
+_OPEN: Mapping[str, Callable[[Path], Guest]] = {MemoryGuest.kind: MemoryGuest}
+_INCOMING: Mapping[str, Callable[[Path, Path, dict[str, Any]], Guest]] = {MemoryGuest.kind: incoming_memory_guest}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalGuest:
+    """One line of the list of guests.
+
+    Shapes: `memory` bytes. A guest that is dead or does not answer has no status, and `problem` says which it is;
+    `LocalGuests.stop` cleans it away.
+    """
+
+    name: str
+    kind: str
+    memory: int | None = None
+    pid: int | None = None
+    status: RunState | None = None
+    problem: str = ""
+
+
+class LocalGuests:
+    """Starts, finds and ends the guests of one host."""
+
+    def __init__(self, state_dir: Path, ram_dir: Path = DEFAULT_RAM_DIR) -> None:
+        self._state_dir = state_dir.resolve()
+        self._ram_dir = ram_dir
+
+    def start(self, spec: MemoryGuestSpec) -> MemoryGuest:
+        """Start a memory guest. Raises as `start_memory_guest`."""
+        return start_memory_guest(self._state_dir, self._ram_dir, spec)
+
+    def incoming(self, description: dict[str, Any]) -> Guest:
+        """Start the incoming twin of a guest, of whatever kind this host can run.
+
+        Raises RequestError when the kind is unknown or the description is not one of that kind.
+        """
+        kind = description.get("kind")
+        make = _INCOMING.get(kind) if isinstance(kind, str) else None
+        if make is None:
+            raise RequestError(f"this host runs guests of kind {', '.join(_INCOMING)}, not {kind!r}")
+        return make(self._state_dir, self._ram_dir, description)
+
+    def open(self, name: str) -> Guest:
+        """The guest of this name, alive or dead. Raises RefusedError (`unknown-guest`) and HostError (unreadable)."""
+        directory = self._directory(name)
+        return _OPEN[_kind(directory)](directory)
+
+    def list(self) -> list[LocalGuest]:
+        """Every guest of this host, by name, the dead ones too."""
+        try:
+            found = sorted(each for each in (self._state_dir / "guests").iterdir() if each.is_dir())
+        except FileNotFoundError:
+            return []
+        return [_entry(directory) for directory in found]
+
+    def stop(self, name: str) -> None:
+        """End a guest for good, or clean up after a dead one. Raises RefusedError (`unknown-guest`)."""
+        try:
+            self.open(name).quit()
+        except HostError:
+            directory = self._directory(name)
+            if (directory / "guest.json").exists():
+                raise
+            shutil.rmtree(directory)  # a start that was cut off before it wrote what it starts
+
+    def _directory(self, name: str) -> Path:
+        directory = self._state_dir / "guests" / name
+        if not name or Path(name).name != name or not directory.is_dir():
+            raise RefusedError(
+                f"there is no guest named {name!r} on this host: see `droveway guest list`", "unknown-guest"
+            )
+        return directory
+
+
+def _kind(directory: Path) -> str:
+    try:
+        kind = json.loads((directory / "guest.json").read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HostError(f"{directory} does not describe a guest ({error}): `droveway guest stop` cleans it") from None
+    if kind not in _OPEN:
+        raise HostError(f"{directory} is of kind {kind!r}, this release knows {', '.join(_OPEN)}: use its own release")
+    return str(kind)
+
+
+def _entry(directory: Path) -> LocalGuest:
+    name, kind = directory.name, "unknown"
+    try:
+        kind = _kind(directory)
+        guest = _OPEN[kind](directory)
+        memory = sum(file.block.size for file in guest.block_files())
+        return LocalGuest(name, kind, memory, guest.pid, guest.status())
+    except HostError as error:
+        return LocalGuest(name, kind, problem=str(error))
