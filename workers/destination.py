@@ -3,39 +3,93 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
 from config.capabilities import MigrationCapability as Capability
-from config.errors import MessageError, VerifyError
+from config.errors import HostError, MessageError, VerifyError
 from workers.digests import PageDigests, differing
 from workers.guests.contract import Guest
-from workers.guests.local import start_incoming
-from workers.handover.drive import DestinationHandover
+from workers.guests.local import LocalGuests
+from workers.handover.drive import Handover
+from workers.handover.journal import driving
+from workers.handover.states import Event, State
 from workers.link import Link, await_source, link_as_destination, refusals_told
 from workers.migration import Migration
+from workers.pairing.contract import Side
 from workers.pairing.offer import Offer
-from workers.preflight import can_take
 from workers.protocol import Message
-from workers.ram import Ram
+from workers.ram import Ram, available_memory
 from workers.rounds.incoming import Incoming
 
-#: Seconds for which a source whose connection stands may say nothing: a paced bulk batch of 16 MiB at 1 MiB/s takes 16.
+#: Seconds for which a source whose connection stands may say nothing: a batch of 16 MiB paced to 1 MiB/s takes 16.
 _SILENCE = 120.0
 
 
 def run(migration: Migration) -> None:
     """Take the guest. Raises what went wrong; the journal knows where the guest is then."""
-    with refusals_told(migration):
+    job, host = migration.job, migration.settings.host
+    with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         with migration.phase("pairing", "setup"):
             theirs = await_source(migration)
-            can_take(migration, theirs)
-    with _incoming(migration, theirs) as (guest, handover), Ram(guest.block_files()) as ram:
-        with link_as_destination(migration, ram, theirs) as link, handover.over(link.talk):
-            state, closing = _receive(migration, link, ram)
-            guest.load_state(state)
-            handover.take()
-            closing = time.monotonic()
-        migration.timeline.add("deregistration", time.monotonic() - closing)
+            _refuse_what_does_not_fit(theirs)
+            journal.begin(job.epoch, Side.DESTINATION, job.migration, job.peer_host)
+            handover = Handover(journal, migration.pairing, State.LOADING, None)
+        with handover.guarded():
+            handover.guest = _twin(migration, theirs)
+            with Ram(handover.guest.block_files()) as ram, link_as_destination(migration, ram, theirs) as link:
+                connected()
+                with handover.over(link.talk):
+                    _receive(migration, link, ram, handover)
+                closing = time.monotonic()
+            migration.timeline.add("deregistration", time.monotonic() - closing)
+
+
+def _refuse_what_does_not_fit(theirs: Offer) -> None:
+    """Refused with the number that is missing, before anything is started."""
+    free = available_memory()
+    if theirs.memory > free:
+        raise HostError(
+            f"the guest has {theirs.memory} bytes of memory, this host {free} available: make room, or go elsewhere"
+        )
+
+
+def _twin(migration: Migration, theirs: Offer) -> Guest:
+    """The incoming guest, started from what the source said of its own."""
+    host = migration.settings.host
+    if theirs.guest is None:
+        raise MessageError("the source's offer does not describe its guest: upgrade the source's host")
+    return LocalGuests(host.state_dir, host.ram_dir).incoming(dict(theirs.guest))
+
+
+def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> None:
+    """Rounds, device state, the comparison, READY, and the source's decision."""
+    verify = link.agreement.capabilities[Capability.VERIFY_RAM]
+    digests = PageDigests(ram.view, ram.size) if verify else None
+    with Incoming(link.endpoint, link.talk, ram.size, digests, _SILENCE) as incoming:
+        with migration.phase("rounds", "active"):
+            state = incoming.serve(lambda: _report(migration, incoming))
+        with migration.phase("handover", "device"):
+            if digests:
+                _compare(digests, state, link.agreement.chunk_size)
+            assert handover.guest is not None
+            handover.guest.load_state(bytes(state.blob[: state.body["state_bytes"]]))
+            handover.happen(Event.LOADED)
+            handover.await_decision()
+
+
+def _report(migration: Migration, incoming: Incoming) -> None:
+    migration.check()
+    registered = sum(region.end - region.start for region in incoming.regions)
+    migration.progress.merge("bytes", {"transferred": incoming.written, "registered": registered})
+
+
+def _compare(digests: PageDigests, state: Message, chunk_size: int) -> None:
+    """Raises VerifyError naming the first chunk that differs."""
+    theirs = np.frombuffer(state.blob[state.body["state_bytes"] :], "<u8")
+    wrong = differing(digests.rollup(chunk_size), theirs.astype(np.uint64), chunk_size)
+    if wrong:
+        raise VerifyError(
+            f"{len(wrong)} chunks of guest memory differ from what the source sent, the first at {wrong[0].start}: "
+            "the guest stays at the source; check this host's memory and network"
+        )

@@ -6,13 +6,13 @@ opens its transports on the twin's memory, and answers. Then each side judges bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from config.capabilities import SUPPORTED
-from config.errors import DrovewayError, PeerError
+from config.errors import CancelledError, DrovewayError, PeerError
 from workers.conversation import Conversation
 from workers.dirty.choose import KINDS
 from workers.guests.contract import Guest
@@ -109,12 +109,21 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
 
 
 @contextmanager
-def refusals_told(migration: Migration) -> Iterator[None]:
-    """When the body fails before the two are connected, tell the other side why, so that it need not wait."""
+def refusals_told(migration: Migration) -> Iterator[Callable[[], None]]:
+    """When the body fails before the two are connected, tell the other side why, so that it need not wait.
+
+    The body calls what it is given once they are connected: from then on the connection tells.
+    """
+    connected = False
+
+    def tell_no_more() -> None:
+        nonlocal connected
+        connected = True
+
     try:
-        yield
-    except PeerError:
-        raise  # it knows
+        yield tell_no_more
     except DrovewayError as error:
-        migration.pairing.refuse(error.reason, str(error))
+        if not connected and not isinstance(error, PeerError | CancelledError):
+            with suppress(DrovewayError):  # what went wrong first is what counts
+                migration.pairing.refuse(error.reason, str(error))
         raise

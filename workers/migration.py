@@ -43,7 +43,7 @@ class Progress:
         self._written = 0.0
         self.status = Status()
 
-    def update(self, *, now: bool = False, **changes: Any) -> None:
+    def update(self, changes: Mapping[str, Any], *, now: bool = False) -> None:
         """Change fields of the status. `now` writes at once: at each change of state or phase, and at the end."""
         self.status = dataclasses.replace(self.status, **changes)
         if now or self._clock() - self._written >= _REPORT_INTERVAL:
@@ -52,7 +52,7 @@ class Progress:
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:
         """Add to one of the status's mappings."""
-        self.update(**{field: {**getattr(self.status, field), **values}})
+        self.update({field: {**getattr(self.status, field), **values}})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,12 +72,14 @@ class Migration:
     def check(self) -> None:
         """Raise CancelledError when the attempt was cancelled. Called between batches and while waiting."""
         if self.cancelled():
-            raise CancelledError(f"migration {self.job.migration} was cancelled; {self.job.guest} goes on at the source")
+            raise CancelledError(
+                f"migration {self.job.migration} was cancelled; {self.job.guest} goes on at the source"
+            )
 
     @contextmanager
     def phase(self, name: str, state: str) -> Iterator[None]:
         """Be in QEMU's `state` and in our phase `name` for the time of the body, and measure it under that name."""
-        self.progress.update(now=True, state=state, phase=name)
+        self.progress.update({"state": state, "phase": name}, now=True)
         with self.timeline.span(name):
             yield
         self.progress.merge("seconds", self.timeline.seconds)

@@ -59,26 +59,27 @@ def _migration(
 def _conclude(migration: Migration) -> int:
     """Run the side and say how it ended."""
     job, progress = migration.job, migration.progress
+    error: Exception | None = None
     try:
         log.info("%s of %s, epoch %d, with %s", job.side, job.guest, job.epoch, job.peer_host)
         (source if job.side is Side.SOURCE else destination).run(migration)
-        outcome, error = "completed", None
+        outcome = "completed"
     except UnresolvedError as failure:
         outcome, error = "unresolved", failure
     except CancelledError as failure:
         outcome, error = "cancelled", failure
     except DrovewayError as failure:
         outcome, error = "failed", failure
-    except Exception as failure:  # noqa: BLE001  # the last frame: a defect of ours must end in the record, not in a trace alone
+    except Exception as failure:  # the last frame: a defect of ours must reach the record too
         log.exception("a defect")
         outcome, error = "failed", failure
-    migration.progress.merge("seconds", {**migration.timeline.seconds, "total": migration.timeline.elapsed})
-    state = {"unresolved": "device"}.get(outcome, outcome)
-    reason, message = (
-        (None, None) if error is None else (getattr(error, "reason", "internal"), str(error) or repr(error))
-    )
-    progress.update(now=True, state=state, phase="ended", outcome=outcome, reason=reason, message=message)
-    log.info("%s%s", outcome, f": {message}" if message else "")
+    progress.merge("seconds", {**migration.timeline.seconds, "total": migration.timeline.elapsed})
+    ending: dict[str, object] = {"outcome": outcome, "phase": "ended"}
+    ending["state"] = "device" if outcome == "unresolved" else outcome
+    if error is not None:
+        ending |= {"reason": getattr(error, "reason", "internal"), "message": str(error) or repr(error)}
+    progress.update(ending, now=True)
+    log.info("%s %s", outcome, error or "")
     return 0 if error is None else getattr(error, "exit_code", 1)
 
 

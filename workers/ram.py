@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from config.errors import HostError
 from workers.ranges import PAGE_SIZE, PageRange, RangeTable
@@ -110,6 +110,12 @@ class Ram:
                 found.append(Extent(fd, low - base, high - low))
         return found
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Unmap and close the files."""
         if self.address:
@@ -119,6 +125,14 @@ class Ram:
             self.address = 0
         while self._fds:
             os.close(self._fds.pop())
+
+
+def available_memory() -> int:
+    """Bytes that this host could give to a new guest now without swapping (MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise HostError("/proc/meminfo has no MemAvailable: is /proc mounted?")
 
 
 def _map(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:

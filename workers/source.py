@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from config.capabilities import MigrationCapability as Capability
 from config.capabilities import OnStall
@@ -15,10 +16,13 @@ from workers.dirty.choose import choose
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.guests.contract import Guest, RunState
-from workers.guests.local import open_guest
-from workers.handover.drive import SourceHandover
-from workers.link import Link, link_as_source
+from workers.guests.local import LocalGuests
+from workers.handover.drive import Handover
+from workers.handover.journal import driving
+from workers.handover.states import Event, State
+from workers.link import Link, link_as_source, refusals_told
 from workers.migration import Migration
+from workers.pairing.contract import Side
 from workers.protocol import MessageType
 from workers.ram import Ram
 from workers.ranges import RangeTable
@@ -37,24 +41,43 @@ _ANSWER = 120.0
 
 def run(migration: Migration) -> None:
     """Move the guest away. Raises what went wrong; the journal knows where the guest is then."""
-    guest = open_guest(migration.settings.host, migration.job.guest)
+    job, host = migration.job, migration.settings.host
+    with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
+        guest = _running_guest(LocalGuests(host.state_dir, host.ram_dir), job.guest)
+        journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
+        handover = Handover(journal, migration.pairing, State.OWNING, guest)
+        with handover.guarded():
+            with Ram(guest.block_files()) as ram, link_as_source(migration, guest, ram) as link:
+                connected()
+                with handover.over(link.talk):
+                    _move(migration, link, ram, guest, handover)
+                closing = time.monotonic()
+            migration.timeline.add("deregistration", time.monotonic() - closing)
+            handover.happen(Event.TAKEN)
+
+
+def _running_guest(guests: LocalGuests, name: str) -> Guest:
+    guest = guests.open(name)
     if guest.status() is not RunState.RUNNING:
-        raise HostError(f"guest {guest.name} is {guest.status()}, not running: `droveway reconcile` says why")
-    with SourceHandover.begun(migration, guest) as handover, Ram(guest.block_files()) as ram:
-        with link_as_source(migration, guest, ram) as link, handover.over(link.talk):
-            with _tracking(migration, guest, ram) as tracker:
-                transfer, registrar = _sending(migration, link, ram)
-                ending = _send_live(migration, transfer, registrar, tracker, guest, ram)
-                _hand_over(migration, transfer, tracker, handover, guest, ending)
-            closing = time.monotonic()
-        migration.timeline.add("deregistration", time.monotonic() - closing)
+        raise HostError(f"guest {name} is {guest.status()}, not running: `droveway reconcile` finishes what holds it")
+    return guest
+
+
+def _move(migration: Migration, link: Link, ram: Ram, guest: Guest, handover: Handover) -> None:
+    """Everything between being connected and the destination running the guest."""
+    with _tracking(migration, guest, ram) as tracker:
+        digests = _digests(link, ram)
+        registrar = Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic)
+        transfer = _transfer(migration, link, registrar, digests)
+        ending = _send_live(migration, transfer, registrar, tracker, guest, ram)
+        _hand_over(migration, link, transfer, tracker, guest, handover, digests, ending)
 
 
 @contextmanager
 def _tracking(migration: Migration, guest: Guest, ram: Ram) -> Iterator[DirtyTracker]:
     """A tracker that works on this machine, started; closed whatever happens."""
     preferred = migration.parameters.dirty_tracker
-    choice = choose(None if preferred == "auto" else preferred.value)
+    choice = choose(None if preferred == "auto" else preferred.value, kernel_writes=guest.kernel_writes)
     migration.progress.merge("choices", {"tracker": choice.kind, "tracker-reason": choice.reason})
     tracker: DirtyTracker = choice.factory(guest, ram)
     if os.environ.get("DROVEWAY_FAULT") == "drop-final-dirty":
@@ -67,31 +90,32 @@ def _tracking(migration: Migration, guest: Guest, ram: Ram) -> Iterator[DirtyTra
         tracker.close()
 
 
-def _sending(migration: Migration, link: Link, ram: Ram) -> tuple[Transfer, Registrar]:
-    agreed, parameters = link.agreement, migration.parameters
-    registrar = Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic)
+def _digests(link: Link, ram: Ram) -> PageDigests | None:
+    wanted = link.agreement.capabilities
+    return PageDigests(ram.view, ram.size) if wanted[Capability.VERIFY_RAM] or wanted[Capability.ZERO_PAGES] else None
+
+
+def _transfer(migration: Migration, link: Link, registrar: Registrar, digests: PageDigests | None) -> Transfer:
+    agreed = link.agreement
     policy = PinAll if agreed.capabilities[Capability.RDMA_PIN_ALL] else Dynamic
-    verify, skip_zero = agreed.capabilities[Capability.VERIFY_RAM], agreed.capabilities[Capability.ZERO_PAGES]
     migration.progress.merge("choices", {"policy": policy.kind})
 
     def progress(done: int, total: int) -> None:
         migration.check()
-        migration.progress.merge(
-            "bytes", {"round_done": done, "round_total": total, "registered": registrar.registered.size}
-        )
+        registered = registrar.registered.size
+        migration.progress.merge("bytes", {"round_done": done, "round_total": total, "registered": registered})
 
-    transfer = Transfer(
+    return Transfer(
         link.endpoint,
         link.talk,
         policy(registrar, agreed.chunk_size),
-        PageDigests(ram.view, ram.size) if verify or skip_zero else None,
-        skip_zero=skip_zero,
-        pacer=Pacer(parameters.max_bandwidth, time.monotonic()),
+        digests,
+        skip_zero=agreed.capabilities[Capability.ZERO_PAGES],
+        pacer=Pacer(migration.parameters.max_bandwidth, time.monotonic()),
         chunk_size=agreed.chunk_size,
         timeout=_ANSWER,
         progress=progress,
     )
-    return transfer, registrar
 
 
 def _send_live(
@@ -112,7 +136,11 @@ def _send_live(
 
     def send(index: int, kind: str, ranges: RangeTable) -> Round:
         with migration.phase("bulk" if index == 0 else "rounds", "active"):
-            return transfer.send_batches(0, kind, ranges.size, batches) if index == 0 else transfer.send(index, kind, ranges)
+            return (
+                transfer.send_batches(0, kind, ranges.size, batches)
+                if index == 0
+                else transfer.send(index, kind, ranges)
+            )
 
     def collect() -> RangeTable:
         nonlocal collected, found_in
@@ -158,22 +186,32 @@ def _report(
     status = migration.progress.status
     migration.progress.merge("rates", {"transfer": round_.sent / round_.seconds if round_.seconds else 0.0})
     migration.progress.merge("bytes", {"transferred": status.bytes.get("transferred", 0) + round_.sent})
-    migration.progress.update(now=True, rounds=(*status.rounds, entry))
+    migration.progress.update({"rounds": (*status.rounds, entry)}, now=True)
 
 
 def _hand_over(
     migration: Migration,
+    link: Link,
     transfer: Transfer,
     tracker: DirtyTracker,
-    handover: SourceHandover,
     guest: Guest,
+    handover: Handover,
+    digests: PageDigests | None,
     ending: Ending,
 ) -> None:
-    """Pause, send the rest, give the guest away, and wait until the destination runs it. All of it is downtime."""
+    """Pause, send the rest, give the guest away, and wait until the destination runs it. All of it is downtime.
+
+    What is measured ends when the word that the guest runs arrives here, so it includes that word's way.
+    """
     migration.check()
     with migration.phase("downtime", "device"):
-        handover.pause()
+        handover.happen(Event.PAUSE)
         rest = ending.remaining | tracker.collect()
         final = transfer.send(len(ending.rounds), "final", rest)
-        handover.give(guest.save_state(), transfer.chunk_digests())
+        state, check = guest.save_state(), b""
+        if digests and link.agreement.capabilities[Capability.VERIFY_RAM]:
+            check = digests.rollup(link.agreement.chunk_size).astype("<u8").tobytes()
+        link.talk.say(MessageType.STATE, {"state_bytes": len(state)}, state + check)
+        handover.await_ready()
+        handover.await_taken()
     _report(migration, final, None, None, 0.0)

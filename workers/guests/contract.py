@@ -24,6 +24,8 @@ class Guest(Protocol):
     """A handle on one guest of this host. Every call raises HostError when the guest's process is gone."""
 
     kind: ClassVar[str]
+    #: Whether the kernel writes this guest's RAM too, on behalf of its process (any guest that reads files into it).
+    kernel_writes: ClassVar[bool]
     name: str
 
     @property

@@ -1,0 +1,244 @@
+"""The handover's I/O: one step of the table at a time, its actions in order, and the waiting for what comes next.
+
+`Handover` drives one attempt on one side; `source.py` and `destination.py` call its verbs. `settle` drives what a dead
+mover left, through the same table. Telling is best effort: whoever did not hear asks, or is told again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from config.errors import DrovewayError, HostError, PeerError, UnreachableError, UnresolvedError
+from workers.conversation import Conversation
+from workers.guests.contract import Guest
+from workers.handover.journal import Journal
+from workers.handover.machine import Entry, Fact, heard, resumed, step
+from workers.handover.states import Action, Event, State
+from workers.pairing.contract import Pairing, Side
+from workers.protocol import MessageType
+
+log = logging.getLogger("droveway.handover")
+
+#: Seconds between two looks at the record while waiting for the other side's word.
+_LOOK = 0.5
+#: Seconds to wait for the destination to compare, load and journal; its disk may be slow, its memory large.
+_READY_TIMEOUT = 60.0
+#: Seconds that a mover waits for the word that decides; then it leaves the guest paused to `reconcile`, which goes on.
+_DECISION_TIMEOUT = 60.0
+
+_JOURNALLED: Mapping[Action, Entry] = {
+    Action.JOURNAL_READY: Entry.READY,
+    Action.JOURNAL_GIVEN: Entry.GIVEN,
+    Action.JOURNAL_TAKEN: Entry.TAKEN,
+    Action.JOURNAL_ABORTED: Entry.ABORTED,
+    Action.JOURNAL_RELEASED: Entry.RELEASED,
+    Action.JOURNAL_DISCARDED: Entry.DISCARDED,
+}
+_TOLD: Mapping[Action, tuple[MessageType | None, Fact | None]] = {
+    Action.TELL_READY: (MessageType.READY, None),
+    Action.TELL_GIVEN: (MessageType.GIVEN, Fact.GIVEN),
+    Action.TELL_TAKEN: (MessageType.TAKEN, Fact.TAKEN),
+    Action.TELL_ABORTED: (MessageType.ABORT, Fact.ABORTED),
+    Action.TELL_TAKEN_BACK: (None, Fact.TAKEN_BACK),
+}
+_IN_BAND: Mapping[MessageType, Event] = {
+    MessageType.READY: Event.READY,
+    MessageType.GIVEN: Event.GIVEN,
+    MessageType.TAKEN: Event.TAKEN,
+    MessageType.ABORT: Event.ABORT,
+}
+
+
+class _AbortedError(PeerError):
+    """The source kept the guest."""
+
+    reason = "aborted-by-source"
+
+
+class Handover:
+    """One side's handover of one attempt. Not for two threads.
+
+    `guest` may be set later (a destination begins without one) and may be None when there is no copy to act on.
+    """
+
+    def __init__(self, journal: Journal, pairing: Pairing, state: State, guest: Guest | None) -> None:
+        assert journal.last is not None
+        self._journal = journal
+        self._pairing = pairing
+        self._talk: Conversation | None = None
+        self.side: Side = journal.last.side
+        self.epoch: int = journal.last.epoch
+        self.state = state
+        self.guest = guest
+
+    def happen(self, event: Event) -> None:
+        """Take the table's step. Raises what a STOP, CONT, DROP or JOURNAL raises; then the state is as before."""
+        row = step(self.side, self.state, event)
+        for action in row.actions:
+            self._act(action)
+        if row.to is not self.state:
+            log.info("%s: %s, now %s", self.side, event, row.to)
+        self.state = row.to
+
+    @contextmanager
+    def over(self, talk: Conversation) -> Iterator[None]:
+        """Use the connection for the time of the body, and say over it what the body fails with."""
+        self._talk = talk
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  # `_fail` raises it again, or what it amounts to
+            if self.side is Side.DESTINATION and isinstance(error, DrovewayError) and not isinstance(error, PeerError):
+                talk.report_failure(error.reason, str(error))
+            self._fail(error)
+        finally:
+            self._talk = None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Whatever the body fails with is a FAIL of the handover: also Ctrl-C and defects, for the guest must go on."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  # `_fail` raises it again, or what it amounts to
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with contextlib.suppress(PeerError):
+            self.happen(Event.ABORT if isinstance(error, _AbortedError) else Event.FAIL)
+        if self.state in (State.GIVEN, State.READY) and not isinstance(error, UnresolvedError):
+            raise UnresolvedError(
+                f"the handover was cut off after {self.state.upper()} ({error}): the guest waits, paused; "
+                "`droveway reconcile` finishes it once both hosts or Redis can be reached"
+            ) from error
+        raise error
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def await_ready(self) -> None:
+        """The source waits for the destination's READY, and gives. Cancel counts until it is heard."""
+        assert self._talk is not None
+        self._talk.expect([MessageType.READY], _READY_TIMEOUT)
+        self.happen(Event.READY)
+
+    def await_taken(self) -> None:
+        """The source waits for TAKEN, in-band or as a fact. Raises UnresolvedError. Does not act upon it: `release`."""
+        self._await(Event.TAKEN)
+
+    def await_decision(self) -> None:
+        """The destination waits for GIVEN or ABORT and acts upon it. Raises PeerError (aborted), UnresolvedError."""
+        event = self._await(Event.GIVEN, Event.ABORT)
+        if event is Event.ABORT:
+            raise _AbortedError("the source gave the migration up and kept the guest")
+        self.happen(event)
+
+    def _await(self, *wanted: Event) -> Event:
+        """One of `wanted`, whichever way it comes: a lost connection leaves the record, a lost Redis the connection."""
+        deadline = time.monotonic() + _DECISION_TIMEOUT
+        look_at = 0.0
+        while time.monotonic() < deadline:
+            event = self._hear_in_band()
+            if event is None and time.monotonic() >= look_at:
+                event = self.look()
+                look_at = time.monotonic() + _LOOK
+            if event in wanted:
+                return event
+            if event is not None:
+                self.happen(event)  # a repeat: the table knows what it is worth
+        raise UnresolvedError(f"no {' or '.join(wanted)} within {_DECISION_TIMEOUT:g} s: the guest waits, paused")
+
+    def _hear_in_band(self) -> Event | None:
+        if self._talk is None:
+            time.sleep(_LOOK)
+            return None
+        try:
+            message = self._talk.hear(_LOOK / 5)
+        except PeerError as error:
+            log.warning("the connection ended (%s); from here on the record must tell", error)
+            self._talk = None
+            return None
+        return None if message is None else _IN_BAND.get(message.type)
+
+    def look(self) -> Event | None:
+        """What the facts in the record amount to; None when they say nothing new, or Redis is away."""
+        try:
+            return self.look_closely()
+        except UnreachableError:
+            return None
+
+    def look_closely(self) -> Event | None:
+        """The same, but raises UnreachableError when Redis is away."""
+        return heard(self.side, self.epoch, self._pairing.facts())
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def _act(self, action: Action) -> None:
+        if action in _JOURNALLED:
+            self._journal.append(_JOURNALLED[action])
+        elif action in _TOLD:
+            self._tell(*_TOLD[action])
+        else:
+            _ACTIONS[action](self)
+
+    def _tell(self, message: MessageType | None, fact: Fact | None) -> None:
+        if message is not None and self._talk is not None:
+            with contextlib.suppress(PeerError):
+                self._talk.say(message, {"epoch": self.epoch})
+        if fact is not None:
+            with contextlib.suppress(UnreachableError):
+                self._pairing.tell(fact.value, self.epoch)
+
+    def stop(self) -> None:
+        """Pause the guest."""
+        self._the_guest().stop()
+
+    def cont(self) -> None:
+        """Resume the guest."""
+        self._the_guest().cont()
+
+    def drop(self) -> None:
+        """End this side's copy; there may be none."""
+        if self.guest is not None:
+            self.guest.quit()
+
+    def take_back(self) -> None:
+        """Own the guest again under a higher epoch, which voids what was given under this one."""
+        self.epoch += 1
+        self._journal.append(Entry.TAKEN_BACK, epoch=self.epoch)
+
+    def _the_guest(self) -> Guest:
+        if self.guest is None:
+            raise HostError("the guest's process is gone from this host: its memory is lost; see the other host's copy")
+        return self.guest
+
+
+_ACTIONS: Mapping[Action, Callable[[Handover], None]] = {
+    Action.STOP: Handover.stop,
+    Action.CONT: Handover.cont,
+    Action.DROP: Handover.drop,
+    Action.JOURNAL_TAKEN_BACK: Handover.take_back,
+}
+
+
+def recover(handover: Handover, *, fenced: bool = False) -> State:
+    """Go on from the journal as far as the facts allow; the state where it ends. Repeating it is harmless.
+
+    `fenced`: an operator vouches that the destination's host is dead; counts only while the record, which must be
+    reachable then (UnreachableError), does not know of TAKEN.
+    """
+    handover.happen(Event.RECOVER)
+    if fenced:
+        event = handover.look_closely() or (Event.FENCED if handover.state is State.GIVEN else None)
+    else:
+        event = handover.look()
+    if event is not None and handover.state in (State.GIVEN, State.READY):
+        handover.happen(event)
+    return handover.state
+
+
+def recovering(journal: Journal, pairing: Pairing, guest: Guest | None) -> Handover:
+    """A handover that stands where the journal ends."""
+    assert journal.last is not None
+    return Handover(journal, pairing, resumed(journal.last.handed), guest)

@@ -1,0 +1,96 @@
+"""What a mover that died left behind, finished from this host's journal: the same table, the same actions.
+
+Where the facts do not allow an end yet (the guest was given and nobody confirmed; or READY was said and nobody decided)
+the outcome is `unresolved`, and settling is tried again later: it never guesses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from config.errors import RefusedError
+from workers.attempt import Attempt, Job, Status
+from workers.guests.contract import Guest
+from workers.guests.local import LocalGuests
+from workers.handover.drive import recover, recovering
+from workers.handover.journal import Journal, all_guests, driving, last_line
+from workers.handover.machine import Fact, facts_of, may_run
+from workers.handover.states import State
+from workers.pairing.contract import Pairing
+
+_OUTCOMES = {
+    State.ABORTED: ("failed", "mover-died", "the source's mover died before the guest was given away: it goes on here"),
+    State.TAKEN_BACK: ("failed", "taken-back", "the guest was taken back from a fenced host, under a higher epoch"),
+    State.RELEASED: ("completed", None, None),
+    State.TAKEN: ("completed", None, None),
+    State.DISCARDED: ("failed", "mover-died", "the incoming copy was removed: the guest goes on at the source"),
+    State.GIVEN: ("unresolved", "unresolved", "the guest was given away and the destination has not confirmed"),
+    State.READY: ("unresolved", "unresolved", "the copy is complete and waits for the source's word"),
+}
+
+
+def settle(attempt: Attempt, guests: LocalGuests, state_dir: Path, pairing: Pairing, *, fenced: bool = False) -> Status:
+    """Finish a dead mover's attempt as far as it goes now; the status that says how, also written to its directory.
+
+    Raises RefusedError (reason `busy`) while the mover lives after all or another process settles; UnreachableError
+    only when `fenced`.
+    """
+    job = attempt.job()
+    before = attempt.status()
+    with driving(state_dir, job.guest) as journal:
+        status = dataclasses.replace(before, **_settled(job, guests, journal, pairing, fenced=fenced))
+    attempt.report(status)
+    return status
+
+
+def _settled(job: Job, guests: LocalGuests, journal: Journal, pairing: Pairing, *, fenced: bool) -> dict[str, Any]:
+    if journal.last is None or journal.last.migration != job.migration:
+        # It died before BEGUN: nothing was touched, or a later attempt has settled the guest since.
+        return {
+            "state": "failed",
+            "outcome": "failed",
+            "reason": "mover-died",
+            "message": "the mover died at its start",
+        }
+    state = recover(recovering(journal, pairing, _copy(guests, job.guest)), fenced=fenced)
+    outcome, reason, message = _OUTCOMES[state]
+    return {
+        "state": "device" if outcome == "unresolved" else outcome,
+        "phase": "ended",
+        "outcome": outcome,
+        "reason": reason,
+        "message": message,
+    }
+
+
+def _copy(guests: LocalGuests, name: str) -> Guest | None:
+    """This host's copy of the guest, running or not; None when its process is gone."""
+    try:
+        guest = guests.open(name)
+    except RefusedError:
+        return None
+    return guest
+
+
+def told_by_journals(state_dir: Path) -> Iterator[tuple[str, int, Fact]]:
+    """(guest, epoch, fact) that this host's journals vouch for: told again and again, so that Redis may forget."""
+    for guest in all_guests(state_dir):
+        line = last_line(state_dir, guest)
+        if line is not None:
+            for epoch, fact in facts_of(line.handed):
+                yield guest, epoch, fact
+
+
+def highest_epochs(state_dir: Path) -> dict[str, int]:
+    """Per guest, the highest epoch that this host has seen: admission must go above it."""
+    lines = {guest: last_line(state_dir, guest) for guest in all_guests(state_dir)}
+    return {guest: line.epoch for guest, line in lines.items() if line is not None}
+
+
+def owned_here(state_dir: Path, guest: str) -> bool:
+    """Whether this host's journal lets the guest run here; a guest without a journal was never handed over."""
+    line = last_line(state_dir, guest)
+    return line is None or may_run(line.handed)
