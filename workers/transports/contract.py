@@ -88,7 +88,7 @@ class Endpoint(Protocol):
         ...
 
     def register(self, ranges: RangeTable) -> list[RemoteRegion]:
-        """Populate and lock these ranges, one region each, in order; on the destination they become writable by the peer.
+        """Populate and lock these ranges, one region each, in order; at the destination the peer may then write them.
 
         Ranges that overlap an existing region are the caller's mistake. Raises MemoryLockError; then nothing of this
         call stays registered.
@@ -100,7 +100,7 @@ class Endpoint(Protocol):
         ...
 
     def post(self, writes: Writes) -> None:
-        """Start these writes; returns when all are handed over, blocking while the bound on bytes in flight is reached."""
+        """Start these writes; returns when all are handed over, blocking while too many bytes are in flight."""
         ...
 
     def in_flight(self) -> int:
@@ -108,7 +108,7 @@ class Endpoint(Protocol):
         ...
 
     def flush(self, timeout: float) -> None:
-        """Wait until every posted write lies in the destination's memory. Raises PeerLostError after `timeout` seconds."""
+        """Wait until every posted write lies in the destination's memory. PeerLostError after `timeout` seconds."""
         ...
 
     def send(self, message: bytes) -> None:
