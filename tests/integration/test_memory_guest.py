@@ -23,11 +23,14 @@ from config.errors import HostError, RefusedError, RequestError
 from workers.dirty import kernel
 from workers.dirty.mappings import guest_mappings
 from workers.guests import memory as memory_module
+from workers.guests import memory_process
 from workers.guests.contract import Guest, RunState
 from workers.guests.control import CLIENTS, LINE_LIMIT
 from workers.guests.local import LocalGuests
 from workers.guests.memory import MemoryGuest
+from workers.guests.memory_content import Findings
 from workers.guests.memory_spec import MemoryGuestSpec
+from workers.guests.memory_workload import Workload
 from workers.guests.process_identity import ProcessIdentity
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
@@ -174,12 +177,33 @@ def test_stop_and_cont_are_harmless_when_repeated(guest: MemoryGuest) -> None:
         assert guest.status() is RunState.RUNNING
 
 
-def test_a_pause_is_felt_as_a_gap_and_a_full_check_is_not(guest: MemoryGuest) -> None:
+def test_a_pause_is_felt_as_a_gap(guest: MemoryGuest) -> None:
     guest.reset_gap()
     guest.stop()
     time.sleep(0.5)
     guest.cont()
     until(lambda: guest.query_oracle()["longest_gap_seconds"] >= 0.5)
+
+
+def test_time_held_by_the_guests_own_full_check_is_not_felt_as_a_gap(
+    guest: MemoryGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.stop()
+    clock, late = memory_process.now, 0
+    monkeypatch.setattr(memory_process, "now", lambda: clock() + late)
+
+    def a_check_that_takes_an_hour(workload: Workload) -> tuple[Findings, int]:
+        nonlocal late
+        late += 3600 * 10**9
+        return Findings(), 0
+
+    monkeypatch.setattr(Workload, "check_all", a_check_that_takes_an_hour)
+    with mapped(guest) as ram:
+        machine = memory_process.MemoryMachine(replace(SPEC, name="in-process"), ram, RunState.RUNNING)
+        machine.commands["query-oracle"]({"full": True})
+        until(lambda: machine.commands["query-oracle"]({}).value["written_bytes"])
+        machine.commands["stop"]({})
+        assert machine.commands["query-oracle"]({}).value["longest_gap_seconds"] < 3600
 
 
 def test_stop_waits_for_a_write_that_a_tracker_holds_and_the_guest_answers_meanwhile(guest: MemoryGuest) -> None:
@@ -395,6 +419,9 @@ def test_clients_that_hang_lock_nobody_out(hosts: Hosts, guest: MemoryGuest) -> 
             stack.enter_context(connected(hosts)).sendall(b'{"execute": ')
         for _ in range(CLIENTS):
             assert guest.status() is RunState.RUNNING
+        with connected(hosts) as last:  # served after all that came before it
+            assert last.recv(1)
+            until(lambda: len(list(Path(f"/proc/{guest.pid}/task").iterdir())) <= CLIENTS + 2)
 
 
 def test_one_connection_may_ask_many_things(hosts: Hosts, guest: MemoryGuest) -> None:
@@ -496,6 +523,17 @@ def test_a_reused_process_id_is_not_taken_for_the_guest_nor_killed(hosts: Hosts,
         _ = confused.pid
     confused.quit()  # this test would not live to see the next line
     assert real.kill()
+
+
+def test_killing_spares_a_process_that_only_has_the_same_id() -> None:
+    with subprocess.Popen(["/usr/bin/sleep", "60"]) as child:
+        identity = ProcessIdentity.of(child.pid)
+        assert identity is not None
+        assert replace(identity, start_time=identity.start_time - 1).kill()
+        assert replace(identity, boot_id="another").wait(0)
+        assert not identity.wait(0)
+        assert identity.kill()
+        assert child.wait() == -signal.SIGKILL
 
 
 def test_an_old_handle_does_not_end_a_later_guest_of_the_name(hosts: Hosts, guest: MemoryGuest) -> None:
