@@ -63,9 +63,7 @@ class MemoryGuest:
     @property
     def pid(self) -> int:
         """The process whose page tables hold the guest's RAM. Raises HostError when it is gone."""
-        if self._process is None or not self._process.alive():
-            raise HostError(f"guest {self.name} has no process any more: remove what it left, and start it anew")
-        return self._process.pid
+        return self._living().pid
 
     @property
     def alive(self) -> bool:
@@ -74,7 +72,7 @@ class MemoryGuest:
 
     def block_files(self) -> list[BlockFile]:
         """One block, `ram`."""
-        assert self.pid
+        self._living()
         return [BlockFile(RamBlock(BLOCK_ID, self.spec.memory), self._ram)]
 
     def status(self) -> RunState:
@@ -113,7 +111,7 @@ class MemoryGuest:
 
     def description(self) -> dict[str, Any]:
         """What a destination needs to start the incoming twin."""
-        assert self.pid
+        self._living()
         return {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
 
     def query_oracle(self, *, full: bool = False) -> dict[str, Any]:
@@ -153,8 +151,13 @@ class MemoryGuest:
         self._ram.unlink(missing_ok=True)
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _living(self) -> ProcessIdentity:
+        if self._process is None or not self._process.alive():
+            raise HostError(f"guest {self.name} has no process any more: remove what it left, and start it anew")
+        return self._process
+
     def _ask(self, command: str, arguments: dict[str, Any] | None = None, seconds: float = ANSWER_SECONDS) -> Reply:
-        assert self.pid
+        self._living()
         return ask(self._directory / "control", command, arguments or {}, seconds)
 
 
