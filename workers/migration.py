@@ -27,6 +27,7 @@ from config.capabilities import Capabilities, MigrationParameters
 from config.errors import CancelledError
 from config.settings import Settings
 from workers.attempt import Attempt, Job, Status
+from workers.fault_injection import point
 from workers.metrics.timeline import Timeline
 from workers.pairing.contract import Pairing
 
@@ -80,6 +81,7 @@ class Migration:
     def phase(self, name: str, state: str) -> Iterator[None]:
         """Be in QEMU's `state` and in our phase `name` for the time of the body, and measure it under that name."""
         self.progress.update({"state": state, "phase": name}, now=True)
+        point(f"{self.job.side}.{name}")
         with self.timeline.span(name):
             yield
         self.progress.merge("seconds", self.timeline.seconds)

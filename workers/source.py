@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from workers.digests import PageDigests
 from workers.dirty.choose import choose
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
+from workers.fault_injection import drops_final_dirty, point
 from workers.guests.contract import Guest, RunState
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -80,7 +80,7 @@ def _tracking(migration: Migration, guest: Guest, ram: Ram) -> Iterator[DirtyTra
     choice = choose(None if preferred == "auto" else preferred.value, kernel_writes=guest.kernel_writes)
     migration.progress.merge("choices", {"tracker": choice.kind, "tracker-reason": choice.reason})
     tracker: DirtyTracker = choice.factory(guest, ram)
-    if os.environ.get("DROVEWAY_FAULT") == "drop-final-dirty":
+    if drops_final_dirty():
         tracker = Forgetful(tracker)
     try:
         tracker.start()
@@ -104,6 +104,7 @@ def _transfer(migration: Migration, link: Link, registrar: Registrar, digests: P
         migration.check()
         registered = registrar.registered.size
         migration.progress.merge("bytes", {"round_done": done, "round_total": total, "registered": registered})
+        point("source.sending")
 
     return Transfer(
         link.endpoint,

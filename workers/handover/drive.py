@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from config.errors import DrovewayError, HostError, PeerError, UnreachableError, UnresolvedError
 from workers.conversation import Conversation
+from workers.fault_injection import point
 from workers.guests.contract import Guest
 from workers.handover.journal import Journal
 from workers.handover.machine import Entry, Fact, heard, resumed, step
@@ -79,10 +80,12 @@ class Handover:
         """Take the table's step. Raises what a STOP, CONT, DROP or JOURNAL raises; then the state is as before."""
         row = step(self.side, self.state, event)
         for action in row.actions:
+            point(f"{self.side}.{action}")
             self._act(action)
         if row.to is not self.state:
             log.info("%s: %s, now %s", self.side, event, row.to)
         self.state = row.to
+        point(f"{self.side}.{row.to}")
 
     @contextmanager
     def over(self, talk: Conversation) -> Iterator[None]:

@@ -1,0 +1,36 @@
+"""Faults on request, for the fault tests and for controls: what DROVEWAY_FAULT says, and nothing when it is not set.
+
+    drop-final-dirty      the tracker forgets what was written last: the guest's own check must then see it
+    stop-at=POINT         the mover stops itself (SIGSTOP) when it reaches POINT, so that a test can kill whom it likes
+    file=PATH             read one of the above from PATH, anew for every mover
+
+Points are `SIDE.PHASE` (entering it), `SIDE.sending` (after the first batch of a round), `SIDE.ACTION` (before an
+action of the handover's table) and `SIDE.STATE` (after the step into it).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def _asked() -> str:
+    fault = os.environ.get("DROVEWAY_FAULT", "")
+    if fault.startswith("file="):
+        path = Path(fault.removeprefix("file="))
+        return path.read_text().strip() if path.exists() else ""
+    return fault
+
+
+def drops_final_dirty() -> bool:
+    """Whether the tracker is to forget what was written last."""
+    return _asked() == "drop-final-dirty"
+
+
+def point(name: str) -> None:
+    """Stop here if a test asked for it."""
+    if _asked() == f"stop-at={name}":
+        os.kill(os.getpid(), signal.SIGSTOP)
