@@ -1,7 +1,8 @@
 """What every dirty tracker does: see each page that the guest writes between two calls.
 
 The one promise: a byte of guest memory that changes after `collect()` (or `start()`) returned is inside a table
-returned by a later `collect()`. More may be reported, never less.
+returned by a later `collect()`. More may be reported, never less. Discarding clean memory (a balloon's hole punch) is
+no write: the guest has given those bytes up, and they may go unreported.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class DirtyTracker(Protocol):
 class TrackerFactory(Protocol):
     """A kind of tracker: how to make one, and whether it works on this machine."""
 
-    kind: ClassVar[str]
+    kind: str
+    #: False when a write that the kernel does for the guest (KVM, or read(2) into its RAM) would fail while tracked.
+    sees_kernel_writes: bool
 
     def __call__(self, guest: Guest, ram: Ram) -> DirtyTracker:
         """A tracker of `guest`, whose memory is mapped here as `ram`; not started yet."""
