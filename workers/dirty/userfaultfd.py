@@ -38,6 +38,7 @@ from workers.dirty.trial import trial
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE, RangeTable
 
+#: The second changes nothing where the kernel has it; where it has not (before 5.19), asking for it is an error.
 _FEATURES = kernel.PAGEFAULT_FLAG_WP | kernel.WP_HUGETLBFS_SHMEM
 
 #: Bytes unprotected at most for one fault. Each fault gets as much again as was written right before it, so a guest
