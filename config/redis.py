@@ -4,7 +4,7 @@ Clients answer in bytes (`decode_responses` is off): offers and tables travel as
 some answers and not others is worse than one `.decode()` where text is meant.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,9 @@ from config.settings import RedisSettings
 #: redis-py cannot tell "nothing came" from a dead server once its own time-out is the shorter one.
 LONGEST_BLOCK = 5
 
+#: Celery 5.7 needs it, and so do our streams and scripts. Valkey counts on from 7.2.
+OLDEST_SERVER = (6, 2)
+
 
 def coordination_client(settings: RedisSettings, client_name: str = "droveway") -> redis.Redis:
     """A client, not connected yet; thread-safe, not to be carried over a fork. `client_name` is for CLIENT LIST."""
@@ -27,10 +30,11 @@ def coordination_client(settings: RedisSettings, client_name: str = "droveway") 
         settings.url.get_secret_value(),
         socket_timeout=settings.socket_timeout,
         socket_connect_timeout=settings.connect_timeout,
-        # redis-py 8 repeats every command up to ten times by itself: measured, one incr() whose reply was lost returned
-        # 3, and a blocking read of 8 s ended after 58 s. Who called knows what may be repeated.
+        # Redis() of redis-py 8 repeats every command up to ten times by itself: measured, one incr() whose reply was
+        # lost returned 3, and a blocking read of 8 s ended after 58 s. from_url() of 8.1 does not; said, so that it
+        # stays so. Who called knows what may be repeated.
         retry=Retry(NoBackoff(), 0),
-        # RESP3, the default since redis-py 8, changes the shape of some answers (XREAD); 2 reads alike in 6.4 to 8.
+        # redis-py 8 would speak RESP3, which brings us nothing but a handshake more and other shapes of some answers.
         protocol=2,
         client_name=client_name,
         **tls_options(settings),
@@ -104,3 +108,18 @@ _MEANINGS: tuple[tuple[type[exceptions.RedisError], type[DrovewayError], str, st
     ),
     (exceptions.ReadOnlyError, HostError, "is a read-only replica", "point redis.url at the primary"),
 )
+
+
+def server_warnings(info: Mapping[str, Any]) -> list[str]:
+    """What an operator should know about a server before relying on it; `info` is the answer to INFO."""
+    warnings = []
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+        warnings.append(f"Redis {version} is older than 6.2, which Celery needs: upgrade it.")
+    if not info.get("aof_enabled"):
+        warnings.append("Redis keeps no log (appendonly is off), so a restart forgets who claimed what: switch it on.")
+    if info.get("maxmemory_policy", "noeviction") != "noeviction":
+        warnings.append(
+            f"Redis drops keys when it is full (maxmemory-policy {info['maxmemory_policy']}): set noeviction."
+        )
+    return warnings

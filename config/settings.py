@@ -76,7 +76,7 @@ def _check_absolute(path: Path) -> Path:
 
 
 Bytes = Annotated[int, BeforeValidator(_read_size), Field(ge=0)]
-#: To the microsecond, so that every value can be written as a plain decimal; from a millisecond to ten years.
+#: From a millisecond to ten years, to the microsecond: such numbers are written as plain decimals, never as 1e-05.
 Seconds = Annotated[
     float,
     BeforeValidator(_read_seconds),
@@ -422,9 +422,7 @@ def _invalid(error: ValidationError, given: Mapping[str, _Given]) -> SettingsErr
 
 def _written(value: object) -> str:
     """A value of the settings' JSON as a variable holds it."""
-    if isinstance(value, list):
-        return "-".join(str(port) for port in value)
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
+    return "-".join(str(port) for port in value) if isinstance(value, list) else str(value)
 
 
 def _variable(key: str) -> str:

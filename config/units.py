@@ -31,7 +31,7 @@ class Unit:
         match = _QUANTITY.fullmatch(text.strip())
         factor = self.factors.get(match[2].lower()) if match else None
         if match is None or factor is None:
-            raise ValueError(f"{text!r} is not understood; write it like {self.examples}")
+            raise ValueError(f"{text!r:.40} is not understood; write it like {self.examples}")
         return Fraction(match[1]) * factor
 
     def format(self, value: int) -> str:
