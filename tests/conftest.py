@@ -9,16 +9,10 @@ import pytest
 
 from config.settings import ENVIRONMENT_PREFIX, NOT_SETTINGS
 from tests.redis_server import RedisServer, find_server
+from tests.requirements import missing
 
 for _variable in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS]:
     del os.environ[_variable]
-
-
-def missing(what: str) -> None:
-    """Skip at a desk; fail where everything is required, so that a gap there cannot look like a success."""
-    if os.environ.get("DROVEWAY_REQUIRE_ALL") == "1":
-        pytest.fail(f"{what}, and DROVEWAY_REQUIRE_ALL=1 allows no skips", pytrace=False)
-    pytest.skip(what)
 
 
 def _running_server() -> Iterator[RedisServer]:
