@@ -10,14 +10,15 @@ The life of a pair of endpoints, the same on every kind:
     destination.receive() ◄── control messages ─► source.send(…)
 
 Rules:
-- Writes are one-sided: the destination learns of them only by a control message. Control messages and writes travel
-  apart; `flush()` first when a message speaks of writes. Control messages keep their order and are never lost while
-  the connection lives.
+- Writes are one-sided: the destination learns of them only by a control message. Of two writes to one address the later
+  one stays; otherwise they land in any order. Control messages and writes travel apart; `flush()` first when a message
+  speaks of writes. Control messages keep their order and are never lost while the connection lives.
 - The destination refuses a write outside what is registered under that key: nothing is written, the connection ends,
   the source's next call raises RemoteAccessError. The destination's next call raises PeerError.
-- An end of the connection (peer died, link lost) raises PeerLostError from the next call on either side.
+- An end of the connection (peer died, link lost) raises PeerLostError from the next call on either side; `receive()`
+  first gives out what the peer had said before it left.
 - `close()` releases everything: threads, sockets, locked memory. Twice is harmless; it never blocks for long.
-- One thread uses an endpoint at a time, except that `abort()` may come from any.
+- One thread uses an endpoint at a time, except that `abort()` and `in_flight()` may come from any.
 """
 
 from __future__ import annotations

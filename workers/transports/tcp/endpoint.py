@@ -10,6 +10,7 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import secrets
 import socket
@@ -17,7 +18,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, ClassVar, Literal
 
@@ -115,10 +116,13 @@ class TcpEndpoint:
     def _listen(self) -> None:
         listener = _listen(self._settings)
         token = secrets.token_bytes(TOKEN_SIZE)
+        try:
+            addresses = _advertised(self._settings, listener.getsockname()[1])
+        except SettingsError:
+            listener.close()
+            raise
         self._meeting = Doorkeeper(listener, token, self._identity)
-        self._offer = TcpOffer(
-            _advertised(self._settings, listener.getsockname()[1]), token, self._offer.fingerprint, self._offer.channels
-        )
+        self._offer = replace(self._offer, addresses=addresses, token=token)
 
     def offer(self) -> dict[str, Any]:
         """Addresses and token (destination only), certificate fingerprint, channels."""
@@ -317,14 +321,18 @@ class TcpEndpoint:
     def abort(self) -> None:
         """Fail this endpoint; the peer sees the connection end."""
         self._peer_left = False
-        self._fail(PeerLostError("the connection was aborted on this side"))
+        self._note(PeerLostError("the connection was aborted on this side"))
+        self._stop_all()
 
     def close(self) -> None:
         """Hang up, let our last message arrive (at most a second), end the threads, unlock everything."""
         if self._closed:
             return
         self._closed, self._peer_left = True, False
-        self._fail(PeerLostError("this endpoint is closed"))
+        self._note(PeerLostError("this endpoint is closed"))
+        if self._sending.acquire(timeout=_LINGER_SECONDS):  # whoever is telling the peer why we failed may finish
+            self._sending.release()
+        self._stop_all()
         for thread in self._threads[:1]:  # the control connection's: ends when the peer hangs up in its turn
             thread.join(_LINGER_SECONDS)
         if self._control:
@@ -344,8 +352,7 @@ class TcpEndpoint:
         except RemoteAccessError as error:
             self._refuse(error)
         except PeerError as error:
-            self._tell(Kind.FAILED, str(error))
-            self._fail(error)
+            self._fail_and_tell(error, Kind.FAILED, str(error))
         except OSError as error:
             self._lost(error)
         finally:
@@ -355,14 +362,17 @@ class TcpEndpoint:
         if self._settings.role == "source":  # we are the one that was refused
             self._fail(error)
             return
-        self._tell(Kind.REFUSED, str(error))
-        self._fail(PeerError(f"the source broke the rules and was cut off: {error}"))
+        failure = PeerError(f"the source broke the rules and was cut off: {error}")
+        self._fail_and_tell(failure, Kind.REFUSED, str(error))
 
-    def _tell(self, kind: Kind, text: str) -> None:
-        try:
-            self._send_control(frames.encode_text(kind, text))
-        except OSError:
-            return  # it cannot be told; it will see the connection end
+    def _fail_and_tell(self, failure: DrovewayError, kind: Kind, text: str) -> None:
+        """Fail with a last word to the peer. Noted first, or the peer's hanging up would look like the cause."""
+        assert self._control is not None
+        with self._sending:
+            if self._note(failure):
+                with contextlib.suppress(OSError):  # it cannot be told; it will see the connection end
+                    self._control.send(frames.encode_text(kind, text))
+        self._stop_all()
 
     def _lost(self, error: OSError) -> None:
         control = self._threads[0]
@@ -371,12 +381,18 @@ class TcpEndpoint:
         self._fail(PeerLostError(f"the connection to the other side ended: {error.strerror or error}"), peer_left=True)
 
     def _fail(self, error: DrovewayError, *, peer_left: bool = False) -> None:
-        """Keep the first failure, wake everybody, stop the connections; later ones change nothing."""
+        """Note the failure and stop the connections; when there was one before, its finder does that."""
+        if self._note(error, peer_left=peer_left):
+            self._stop_all()
+
+    def _note(self, error: DrovewayError, *, peer_left: bool = False) -> bool:
+        """Keep the first failure and wake everybody; whether this was it."""
         with self._changed:
-            if self._failure is None:
+            first = self._failure is None
+            if first:
                 self._failure, self._peer_left = error, peer_left
             self._changed.notify_all()
-        self._stop_all()
+            return first
 
     def _stop_all(self) -> None:
         if self._meeting:

@@ -53,6 +53,7 @@ class Verdict(IntEnum):
     TOKEN_USED = 3
     WRONG_CHANNELS = 4
     WRONG_VERSION = 5
+    WRONG_CERTIFICATE = 6
 
 
 _MEANING = {
@@ -60,6 +61,7 @@ _MEANING = {
     Verdict.TOKEN_USED: "a token that another connection had used before; pair again to get a new one",
     Verdict.WRONG_CHANNELS: "another number of channels than the offers agree on",
     Verdict.WRONG_VERSION: "another version of the tcp transport; bring both workers to the same release",
+    Verdict.WRONG_CERTIFICATE: "another certificate than its offer announced; check the tls settings of the source",
 }
 
 
@@ -154,7 +156,11 @@ class Dialler:
             if self._identity:
                 connection = wrapped = self._identity.wrap(connection, accepted=False)
                 self._sockets.add(wrapped)
-                self._identity.shake_hands(wrapped, self._peer.fingerprint or "")
+                self._identity.shake_hands(wrapped)
+                if not self._identity.shows(wrapped, self._peer.fingerprint):
+                    raise PeerError(
+                        "the destination's certificate is not the one in its offer: somebody else answers there"
+                    )
             self._say_hello(connection, index, deadline)
         except BaseException:
             connection.close()
@@ -253,8 +259,11 @@ class Doorkeeper:
 
     def _drop_oldest(self) -> None:
         with self._lock:
-            if len(self._callers) >= _MAX_CALLERS:
-                stop(next(iter(self._callers.values())))
+            if len(self._callers) < _MAX_CALLERS:
+                return
+            thread, connection = next(iter(self._callers.items()))
+        stop(connection)
+        thread.join(_REDIAL_SECONDS)
 
     def _receive_caller(self, connection: socket.socket, peer: TcpOffer, channels: int) -> None:
         """One caller, in its own thread: into the arrivals, or closed."""
@@ -268,7 +277,10 @@ class Doorkeeper:
                 self._sockets.add(wrapped)
                 with self._lock:
                     self._callers[threading.current_thread()] = wrapped
-                self._identity.shake_hands(wrapped, peer.fingerprint or "")
+                self._identity.shake_hands(wrapped)
+                if not self._identity.shows(wrapped, peer.fingerprint):
+                    self._refuse(wrapped, Verdict.WRONG_CERTIFICATE)
+                    return
             welcome = self._answer(connection, channels, deadline)
         except (OSError, PeerError) as error:
             # A port scanner's junk ends here too; it only matters if the right one never comes.

@@ -180,7 +180,7 @@ class PlainStream:
                 if code == errno.EINTR:
                     continue
                 raise OSError(code, os.strerror(code))
-            vectors = _rest(vectors, done)
+            vectors = remaining(vectors, done)
 
     def stop(self, how: int = socket.SHUT_RDWR) -> None:
         """End blocked and later calls."""
@@ -191,7 +191,7 @@ class PlainStream:
         self._socket.close()
 
 
-def _rest(vectors: Vectors, done: int) -> Vectors:
+def remaining(vectors: Vectors, done: int) -> Vectors:
     """What remains of the buffers once `done` bytes were moved (a signal or the end of a buffer cut the call short)."""
     ends = np.cumsum(vectors[:, 1])
     at = int(np.searchsorted(ends, np.uint64(done), "right"))

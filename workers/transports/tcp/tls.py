@@ -45,20 +45,18 @@ class TlsIdentity:
         context = self._server if accepted else self._client
         return context.wrap_socket(connection, server_side=accepted, do_handshake_on_connect=False)
 
-    def shake_hands(self, connection: ssl.SSLSocket, fingerprint: str) -> None:
-        """Do the handshake within the socket's time-out; the peer must show the certificate with this fingerprint.
-
-        Raises PeerError (TLS failed, or the certificate is not the right one), OSError (the connection ended).
-        """
+    def shake_hands(self, connection: ssl.SSLSocket) -> None:
+        """Do the handshake within the socket's time-out. Raises PeerError (TLS failed), OSError (the peer left)."""
         try:
             connection.do_handshake()
         except ssl.SSLCertVerificationError as error:
             raise PeerError(f"the other side's certificate does not verify: {error.verify_message}") from None
         except ssl.SSLError as error:
             raise PeerError(f"the TLS handshake with the other side failed: {error.reason}") from None
-        certificate = connection.getpeercert(binary_form=True) or b""
-        if hashlib.sha256(certificate).hexdigest() != fingerprint:
-            raise PeerError("the other side's certificate is not the one in its offer: somebody else answers there")
+
+    def shows(self, connection: ssl.SSLSocket, fingerprint: str | None) -> bool:
+        """Whether the peer's certificate, which the CA vouches for, is the one with this fingerprint."""
+        return hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest() == fingerprint
 
 
 def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
