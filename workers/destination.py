@@ -66,7 +66,7 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
     """Rounds, device state, the comparison, READY, and the source's decision."""
     verify = link.agreement.capabilities[Capability.VERIFY_RAM]
     digests = PageDigests(ram.view, ram.size) if verify else None
-    with Incoming(link.endpoint, link.talk, ram.size, digests, _SILENCE) as incoming:
+    with Incoming(link.endpoint, link.talk, ram, digests, _SILENCE) as incoming:
         with migration.phase("rounds", "active"):
             state = incoming.serve(lambda: _report(migration, incoming))
         with migration.phase("handover", "device"):

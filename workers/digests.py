@@ -52,6 +52,13 @@ class PageDigests:
         self._table[zero] = 0
         return ranges - RangeTable.from_pages(np.array(zero, np.int64)) if zero else ranges
 
+    def refresh(self) -> None:
+        """Digest every page that was ever sent anew, the guest being paused.
+
+        Needed where no tracker reports each write: a page that changed and changed back was digested in between.
+        """
+        self.update(RangeTable.from_bitmap(self._table != 0))
+
     def _is_zero(self, page: int) -> bool:
         return bool(self._view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] == _ZERO_PAGE)
 

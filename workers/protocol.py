@@ -9,6 +9,8 @@
       WRITTEN ranges (flushed before) ─────────►  digest them, beside whatever else goes on
       ROUND_END n ─────────────────────────────►
       ◄───────────────────────────── ROUND_DONE n  all that was written up to here is digested
+      HELD_REQUEST ────────────────────────────►  (content tracker only) what does your memory hold?
+      ◄────────────────────────────── HELD digests
       … the guest is paused, the last round written …
       STATE device state + chunk digests ──────►  compare, load, journal READY
       ◄──────────────────────────────────── READY
@@ -55,6 +57,8 @@ class MessageType(IntEnum):
     TAKEN = 10
     ABORT = 11
     ERROR = 12
+    HELD_REQUEST = 13
+    HELD = 14
 
 
 #: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
@@ -71,6 +75,8 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.TAKEN: {"epoch": int},
     MessageType.ABORT: {"epoch": int},
     MessageType.ERROR: {"reason": str, "message": str},
+    MessageType.HELD_REQUEST: {},
+    MessageType.HELD: {},
 }
 
 

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
+
 from config.capabilities import MigrationCapability as Capability
 from config.capabilities import OnStall
 from config.errors import HostError, StalledError
+from workers.conversation import Conversation
 from workers.digests import PageDigests
 from workers.dirty.choose import choose
+from workers.dirty.content import ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.fault_injection import drops_final_dirty, point
@@ -65,7 +69,7 @@ def _running_guest(guests: LocalGuests, name: str) -> Guest:
 
 def _move(migration: Migration, link: Link, ram: Ram, guest: Guest, handover: Handover) -> None:
     """Everything between being connected and the destination running the guest."""
-    with _tracking(migration, guest, ram) as tracker:
+    with _tracking(migration, link, guest, ram) as tracker:
         digests = _digests(link, ram)
         registrar = Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic)
         transfer = _transfer(migration, link, registrar, digests)
@@ -74,12 +78,16 @@ def _move(migration: Migration, link: Link, ram: Ram, guest: Guest, handover: Ha
 
 
 @contextmanager
-def _tracking(migration: Migration, guest: Guest, ram: Ram) -> Iterator[DirtyTracker]:
+def _tracking(migration: Migration, link: Link, guest: Guest, ram: Ram) -> Iterator[DirtyTracker]:
     """A tracker that works on this machine, started; closed whatever happens."""
     preferred = migration.parameters.dirty_tracker
     choice = choose(None if preferred == "auto" else preferred.value, kernel_writes=guest.kernel_writes)
     migration.progress.merge("choices", {"tracker": choice.kind, "tracker-reason": choice.reason})
-    tracker: DirtyTracker = choice.factory(guest, ram)
+    tracker: DirtyTracker
+    if choice.kind == ContentTracker.kind:
+        tracker = ContentTracker(guest, ram, lambda: _ask_what_is_held(link.talk))
+    else:
+        tracker = choice.factory(guest, ram)
     if drops_final_dirty():
         tracker = Forgetful(tracker)
     try:
@@ -88,6 +96,12 @@ def _tracking(migration: Migration, guest: Guest, ram: Ram) -> Iterator[DirtyTra
         yield tracker
     finally:
         tracker.close()
+
+
+def _ask_what_is_held(talk: Conversation) -> Callable[[], Digests]:
+    """Ask the destination for the hashes of its memory; what is returned waits for them."""
+    talk.say(MessageType.HELD_REQUEST)
+    return lambda: np.frombuffer(talk.expect([MessageType.HELD], _ANSWER).blob, "<u8")
 
 
 def _digests(link: Link, ram: Ram) -> PageDigests | None:
@@ -211,6 +225,8 @@ def _hand_over(
         final = transfer.send(len(ending.rounds), "final", rest)
         state, check = guest.save_state(), b""
         if digests and link.agreement.capabilities[Capability.VERIFY_RAM]:
+            if tracker.reads_everything:
+                digests.refresh()
             check = digests.rollup(link.agreement.chunk_size).astype("<u8").tobytes()
         link.talk.say(MessageType.STATE, {"state_bytes": len(state)}, state + check)
         handover.await_ready()

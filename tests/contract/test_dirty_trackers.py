@@ -175,7 +175,7 @@ def test_content_compared_with_what_the_destination_holds_is_exact_and_finds_a_b
     guest, ram = make_guest(8 * MIB)
     guest.write(list(range(1024)), 1)
     copy = Copy(ram)
-    tracker = tracking(ContentTracker, guest, ram, held=lambda: copy_digests(copy, guest))
+    tracker = tracking(ContentTracker, guest, ram, held=lambda: lambda: copy_digests(copy, guest))
     copy.follow(ram.populated())
     assert tracker.collect() == EMPTY
     guest.write([700], 2)

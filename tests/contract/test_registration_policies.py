@@ -63,7 +63,7 @@ def served(pair: Pair, digests: PageDigests | None) -> Iterator[list[Message | B
     def serve() -> None:
         talk = Conversation(pair.destination, lambda: None)
         try:
-            with Incoming(pair.destination, talk, pair.destination_ram.size, digests, 30) as incoming:
+            with Incoming(pair.destination, talk, pair.destination_ram, digests, 30) as incoming:
                 ended.append(incoming.serve(lambda: None))
         except BaseException as error:
             ended.append(error)

@@ -59,7 +59,7 @@ def test_without_the_destinations_digests_everything_that_ever_held_data_is_owed
 
 def test_with_them_only_differing_chunks_are_reported_never_beyond_the_memory(ram):
     empty = digests(ram)
-    tracker = ContentTracker(None, ram, held=lambda: empty)
+    tracker = ContentTracker(None, ram, held=lambda: lambda: empty)
     tracker.start()
     assert not tracker.collect()
     ram.view[CHUNK] = 1

@@ -61,8 +61,13 @@ class ContentTracker:
     reads_everything: ClassVar[bool] = True
     sees_kernel_writes: ClassVar[bool] = True
 
-    def __init__(self, guest: TrackedProcess, ram: Ram, held: Callable[[], Digests] | None = None) -> None:
-        """`held` returns `digests` of the destination's memory once all that was sent has landed there."""
+    def __init__(
+        self, guest: TrackedProcess, ram: Ram, held: Callable[[], Callable[[], Digests]] | None = None
+    ) -> None:
+        """`held` asks for `digests` of the destination's memory, once all that was sent has landed there.
+
+        What it returns waits for the answer: both sides read their memory at the same time.
+        """
         del guest  # its memory is all that matters here
         self._ram = ram
         self._held = held
@@ -84,8 +89,9 @@ class ContentTracker:
         if self._held is None:
             self._populated |= self._ram.populated()
             return self._populated
-        differing = digests(self._ram) != self._held()
-        return RangeTable.from_bitmap(differing, CHUNK) & RangeTable([(0, self._ram.size)])
+        answer = self._held()
+        mine = digests(self._ram)
+        return RangeTable.from_bitmap(mine != answer(), CHUNK) & RangeTable([(0, self._ram.size)])
 
     def close(self) -> None:
         """Nothing was done to the guest. Harmless when repeated."""

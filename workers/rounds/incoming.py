@@ -9,11 +9,21 @@ from types import TracebackType
 from config.errors import MessageError
 from workers.conversation import Conversation
 from workers.digests import PageDigests
+from workers.dirty.content import digests as held
 from workers.protocol import Message, MessageType, encode_regions
+from workers.ram import Ram
 from workers.ranges import RangeTable
 from workers.transports.contract import Endpoint, RemoteRegion
 
-_NEXT = frozenset({MessageType.REGISTER_REQUEST, MessageType.WRITTEN, MessageType.ROUND_END, MessageType.STATE})
+_NEXT = frozenset(
+    {
+        MessageType.REGISTER_REQUEST,
+        MessageType.WRITTEN,
+        MessageType.ROUND_END,
+        MessageType.HELD_REQUEST,
+        MessageType.STATE,
+    }
+)
 
 
 class Incoming:
@@ -24,12 +34,13 @@ class Incoming:
     """
 
     def __init__(
-        self, endpoint: Endpoint, talk: Conversation, memory_size: int, digests: PageDigests | None, silence: float
+        self, endpoint: Endpoint, talk: Conversation, ram: Ram, digests: PageDigests | None, silence: float
     ) -> None:
         """`silence` is how long the source may say nothing, in seconds, while its connection still stands."""
         self._endpoint = endpoint
         self._talk = talk
-        self._memory = RangeTable([(0, memory_size)])
+        self._ram = ram
+        self._memory = RangeTable([(0, ram.size)])
         self._digests = digests
         self._silence = silence
         self._digesting = ThreadPoolExecutor(1, "digests")
@@ -63,6 +74,8 @@ class Incoming:
             fresh = self._endpoint.register(self._ranges(message))
             self.regions += fresh
             self._talk.say(MessageType.REGISTER_RESULT, blob=encode_regions(fresh))
+        elif message.type is MessageType.HELD_REQUEST:
+            self._talk.say(MessageType.HELD, blob=held(self._ram).astype("<u8").tobytes())
         else:
             ranges = self._ranges(message)
             self.written += ranges.size
