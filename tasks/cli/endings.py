@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
@@ -42,12 +43,16 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
 
 
 class EndedError(DrovewayError):
-    """Something else than this call failed or was cancelled, and its own words for that are known."""
+    """Something else than this call failed or was cancelled, and its own words for that are known.
 
-    def __init__(self, message: str, reason: str, exit_code: int) -> None:
+    `document` is what the call would have printed with --json, had it ended well: the error then stands beside it.
+    """
+
+    def __init__(self, message: str, reason: str, exit_code: int, document: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.reason = reason  # type: ignore[misc]  # another program's word, as with RefusedError
         self.exit_code = exit_code  # type: ignore[misc]
+        self.document = dict(document or {})
 
 
 def run(command: Callable[[], object], *, as_json: bool, debug: Callable[[], bool]) -> int:
@@ -84,8 +89,9 @@ def understood(error: Exception) -> DrovewayError:
 
 def _say(error: DrovewayError, as_json: bool) -> int:
     if as_json:
-        document = {"reason": error.reason, "message": str(error), "exit_code": error.exit_code}
-        click.echo(json.dumps({"error": document}))
+        said = {"reason": error.reason, "message": str(error), "exit_code": error.exit_code}
+        beside = error.document if isinstance(error, EndedError) else {}
+        click.echo(json.dumps(beside | {"error": said}))
     else:
         click.echo(f"droveway: {error}", err=True)
     return error.exit_code

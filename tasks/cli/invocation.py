@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from config.settings import Settings, load_settings
+from tasks.bell import Bell, MessageBell
 from tasks.ledger.ledger import Ledger
 from workers.guests.local import LocalGuests
 
@@ -42,6 +43,13 @@ class Invocation:
         """The fleet's record, for the time of the body."""
         with closing(Ledger(self.settings)) as ledger:
             yield ledger
+
+
+def bell_for(settings: Settings) -> Bell:
+    """What wakes the workers."""
+    from tasks.app import sender  # noqa: PLC0415  # Celery takes half a second to import: most commands do without
+
+    return MessageBell(sender(settings))
 
 
 #: Option, setting, what it is for.

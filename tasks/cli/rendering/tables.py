@@ -217,6 +217,8 @@ def capabilities() -> RenderableType:
             parameter.since or NOTHING,
             _meaning(parameter.meaning, parameter.missing),
         )
+    switches.columns[0].min_width = max(len(row.value) for row in CAPABILITIES)  # a name cut short cannot be copied
+    quantities.columns[0].min_width = max(len(row.name) for row in PARAMETERS)
     return Group(switches, quantities)
 
 

@@ -1,0 +1,207 @@
+"""`droveway guest`: the memory guests of this host, for trying things out and for tests."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from config.errors import MigrationFailedError, RefusedError, RequestError, UnreachableError
+from config.names import check_name
+from config.settings import Settings
+from config.units import BYTES, BYTES_PER_SECOND, Unit
+from tasks.cli.endings import EndedError
+from tasks.cli.invocation import Invocation, SettingsGroup, invocation_of, json_option
+from tasks.cli.output import show
+from tasks.cli.rendering.tables import guests, oracle
+from tasks.ledger.ledger import Ledger
+from tasks.records import GuestRecord, LocalGuest
+from workers.guests.memory import MemoryGuest
+from workers.guests.memory_spec import PATTERNS, MemoryGuestSpec
+from workers.handover.journal import driving
+from workers.handover.machine import Entry
+from workers.settle import highest_epochs
+
+#: What a journal says last while nobody has decided yet whose the guest is.
+_UNDECIDED = frozenset({Entry.BEGUN, Entry.READY, Entry.GIVEN})
+
+
+class _Quantity(click.ParamType[int]):
+    """A number of one unit, as people write it."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.name = unit.name
+        self._unit = unit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The whole number."""
+        try:
+            exact = self._unit.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if exact.denominator != 1:
+            self.fail(f"{value!r} is not a whole number of {self._unit.name}", param, ctx)
+        return exact.numerator
+
+
+SIZE, RATE = _Quantity(BYTES), _Quantity(BYTES_PER_SECOND)
+
+
+@click.group(cls=SettingsGroup)
+def command() -> None:
+    """Memory guests: processes with a working set that check their own memory all the time.
+
+    They stand in for virtual machines: to try a fleet out, to measure it, and to find out whether a move harms memory.
+    """
+
+
+@command.command()
+@click.argument("name")
+@click.option("--memory", type=SIZE, required=True, metavar="SIZE", help="Like 1G or 512M; a multiple of 4 KiB.")
+@click.option("--dirty-rate", type=RATE, default="0", metavar="RATE", help="What it writes in a second, like 200M.")
+@click.option("--pattern", type=click.Choice(PATTERNS), default="random", show_default=True, help="Where it writes.")
+@click.option("--used", type=float, default=0.8, show_default=True, help="The part of the memory it ever touches.")
+@json_option
+@click.pass_context
+def start(
+    context: click.Context, name: str, memory: int, dirty_rate: int, pattern: str, used: float, as_json: bool
+) -> None:
+    """Start a guest on this host.
+
+    It is a process of its own and outlives this command and every worker.
+
+    \b
+    Examples:
+      droveway guest start web --memory 1G --dirty-rate 200M
+      droveway guest start db --memory 4G --dirty-rate 1Gbit/s --pattern hot --used 0.5
+    """
+    invocation = invocation_of(context)
+    spec = MemoryGuestSpec(check_name("guest", name), memory, dirty_rate, pattern, used)
+    warning = _refuse_double(invocation, name)
+    guest = invocation.guests.start(spec)
+    warning = warning or _announced(invocation, guest)
+    if as_json:
+        said = {"guest": name, "host": invocation.settings.host.name, "pid": guest.pid, "spec": spec.to_json()}
+        click.echo(json.dumps(said | {"warning": warning}))
+        return
+    click.echo(f"guest {name} runs on {invocation.settings.host.name} as process {guest.pid}")
+    if warning:
+        click.echo(f"droveway: {warning}", err=True)
+
+
+def _refuse_double(invocation: Invocation, name: str) -> str | None:
+    """Refuse a second guest of this name in the fleet; a warning when the fleet cannot be asked."""
+    try:
+        with invocation.ledger() as ledger:
+            known = ledger.fleet().guests.get(name)
+    except UnreachableError as error:
+        return f"the fleet does not know of {name} before a worker of this host announces it: {error}"
+    if known is not None and known.host != invocation.settings.host.name:
+        raise RefusedError(f"a guest {name} is on {known.host} already; choose another name.", "guest-exists")
+    return None
+
+
+def _announced(invocation: Invocation, guest: MemoryGuest) -> str | None:
+    """Tell the fleet; a warning when it cannot be told."""
+    try:
+        with invocation.ledger() as ledger:
+            announce(ledger, invocation.settings, guest)
+    except UnreachableError as error:
+        return f"the fleet does not know of {guest.name} before a worker of this host announces it: {error}"
+    return None
+
+
+def announce(ledger: Ledger, settings: Settings, guest: MemoryGuest) -> None:
+    """Tell the fleet of a guest that was just started. Raises UnreachableError."""
+    epoch = highest_epochs(settings.host.state_dir).get(guest.name, 0)
+    ledger.announce(settings.host.name, LocalGuest(guest.name, guest.spec.memory, epoch))
+
+
+@command.command("list")
+@json_option
+@click.pass_context
+def list_guests(context: click.Context, as_json: bool) -> None:
+    """List the guests of this host, the dead ones too, and which migration has them.
+
+    \b
+    Example:
+      droveway guest list
+    """
+    invocation = invocation_of(context)
+    local = invocation.guests.list()
+    known = _known(invocation)
+    if as_json:
+        rows = [
+            asdict(guest) | {"migration": known[guest.name].active if guest.name in known else None} for guest in local
+        ]
+        click.echo(json.dumps({"host": invocation.settings.host.name, "guests": rows}))
+    elif local:
+        show(guests(local, known))
+    else:
+        click.echo(f"{invocation.settings.host.name} has no guest; `droveway guest start` makes one")
+
+
+def _known(invocation: Invocation) -> dict[str, GuestRecord]:
+    """What the record says of guests; nothing when it cannot be asked, for this host's disk says the rest."""
+    try:
+        with invocation.ledger() as ledger:
+            return dict(ledger.fleet().guests)
+    except UnreachableError:
+        return {}
+
+
+@command.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even while it is undecided which host the guest belongs to.")
+@json_option
+@click.pass_context
+def stop(context: click.Context, name: str, force: bool, as_json: bool) -> None:
+    """End a guest for good: its process, its memory, what it left. Also cleans up after a dead one.
+
+    \b
+    Example:
+      droveway guest stop web
+    """
+    invocation = invocation_of(context)
+    invocation.guests.open(check_name("guest", name))
+    with driving(invocation.settings.host.state_dir, name) as journal:
+        if journal.last is not None and journal.last.entry in _UNDECIDED and not force:
+            raise RefusedError(
+                f"{name} was being handed over with {journal.last.peer} when its mover ended; run "
+                "`droveway reconcile`, or add --force if its memory may be lost.",
+                "unresolved",
+            )
+        invocation.guests.stop(name)
+    if as_json:
+        click.echo(json.dumps({"guest": name, "stopped": True}))
+    else:
+        click.echo(f"guest {name} is gone")
+
+
+@command.command()
+@click.argument("name")
+@click.option("--full", is_flag=True, help="Hold its writes and check every page now; takes about 1 s for each GiB.")
+@json_option
+@click.pass_context
+def check(context: click.Context, name: str, full: bool, as_json: bool) -> None:
+    """Ask a guest what its own checks found, and the longest time in which it could not work.
+
+    Ends with exit code 6 when any page is corrupt.
+
+    \b
+    Example:
+      droveway guest check web --full
+    """
+    guest = invocation_of(context).guests.open(check_name("guest", name))
+    if not isinstance(guest, MemoryGuest):
+        raise RequestError(f"{name} is a guest of kind {guest.kind}, which does not check itself.")
+    said = {"guest": name} | guest.query_oracle(full=full)
+    if not as_json:
+        show(oracle(name, said))
+    if said["corrupt"]:
+        message = f"{said['corrupt']} pages of {name} are corrupt: do not trust its memory."
+        raise EndedError(message, "corrupt", MigrationFailedError.exit_code, said)
+    if as_json:
+        click.echo(json.dumps(said))
