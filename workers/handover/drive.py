@@ -18,7 +18,7 @@ from workers.fault_injection import point
 from workers.guests.contract import Guest
 from workers.handover.journal import Journal
 from workers.handover.machine import Entry, Fact, heard, resumed, step
-from workers.handover.states import Action, Event, State
+from workers.handover.states import SETTLED, Action, Event, State
 from workers.pairing.contract import Pairing, Side
 from workers.protocol import MessageType
 
@@ -45,6 +45,7 @@ _TOLD: Mapping[Action, tuple[MessageType | None, Fact | None]] = {
     Action.TELL_TAKEN: (MessageType.TAKEN, Fact.TAKEN),
     Action.TELL_ABORTED: (MessageType.ABORT, Fact.ABORTED),
     Action.TELL_TAKEN_BACK: (None, Fact.TAKEN_BACK),
+    Action.TELL_DISCARDED: (None, Fact.DISCARDED),
 }
 _IN_BAND: Mapping[MessageType, Event] = {
     MessageType.READY: Event.READY,
@@ -77,12 +78,17 @@ class Handover:
         self.guest = guest
 
     def happen(self, event: Event) -> None:
-        """Take the table's step. Raises what a STOP, CONT, DROP or JOURNAL raises; then the state is as before."""
-        row = step(self.side, self.state, event)
+        """Take the table's step. Raises what an action raises; the state is then as before, or as journalled."""
+        if self.side is Side.DESTINATION and event in (Event.GIVEN, Event.RECOVER) and not self._copy_is_here():
+            event = Event.LOST
+        before = self.state
+        row = step(self.side, before, event)
         for action in row.actions:
             point(f"{self.side}.{action}")
             self._act(action)
-        if row.to is not self.state:
+            if action in _JOURNALLED or action is Action.JOURNAL_TAKEN_BACK:
+                self.state = row.to  # whatever comes of the rest: a FAIL after JOURNAL_GIVEN must not abort
+        if row.to is not before:
             log.info("%s: %s, now %s", self.side, event, row.to)
         self.state = row.to
         point(f"{self.side}.{row.to}")
@@ -136,6 +142,8 @@ class Handover:
         if event is Event.ABORT:
             raise _AbortedError("the source gave the migration up and kept the guest")
         self.happen(event)
+        if self.state is not State.TAKEN:
+            raise HostError("the incoming guest's process ended before it was given the guest: see its log, then retry")
 
     def _await(self, *wanted: Event) -> Event:
         """One of `wanted`, whichever way it comes: a lost connection leaves the record, a lost Redis the connection."""
@@ -149,7 +157,11 @@ class Handover:
             if event in wanted:
                 return event
             if event is not None:
-                self.happen(event)  # a repeat: the table knows what it is worth
+                self.happen(event)  # a repeat, mostly: the table knows what it is worth
+            if self.state in SETTLED:
+                raise PeerError(
+                    f"the other side's word ended the handover here as {self.state}: see its log, then retry"
+                )
         raise UnresolvedError(f"no {' or '.join(wanted)} within {_DECISION_TIMEOUT:g} s: the guest waits, paused")
 
     def _hear_in_band(self) -> Event | None:
@@ -208,8 +220,21 @@ class Handover:
 
     def take_back(self) -> None:
         """Own the guest again under a higher epoch, which voids what was given under this one."""
+        self._journal.append(Entry.TAKEN_BACK, epoch=self.epoch + 1)
         self.epoch += 1
-        self._journal.append(Entry.TAKEN_BACK, epoch=self.epoch)
+
+    def require_copy(self) -> None:
+        """Raise HostError when there is nothing here to resume."""
+        self._the_guest().status()
+
+    def _copy_is_here(self) -> bool:
+        if self.guest is None:
+            return False
+        try:
+            self.guest.status()
+        except HostError:
+            return False
+        return True
 
     def _the_guest(self) -> Guest:
         if self.guest is None:
@@ -229,14 +254,14 @@ def recover(handover: Handover, *, fenced: bool = False) -> State:
     """Go on from the journal as far as the facts allow; the state where it ends. Repeating it is harmless.
 
     `fenced`: an operator vouches that the destination's host is dead; counts only while the record, which must be
-    reachable then (UnreachableError), does not know of TAKEN.
+    reachable then (UnreachableError), does not know of TAKEN, and while there is a copy here (else HostError).
     """
     handover.happen(Event.RECOVER)
-    if fenced:
-        event = handover.look_closely() or (Event.FENCED if handover.state is State.GIVEN else None)
-    else:
-        event = handover.look()
-    if event is not None and handover.state in (State.GIVEN, State.READY):
+    event = handover.look_closely() if fenced else handover.look()
+    if event is None and fenced and handover.state is State.GIVEN:
+        handover.require_copy()
+        event = Event.FENCED
+    if event is not None:
         handover.happen(event)
     return handover.state
 

@@ -10,6 +10,7 @@ with a flipped bit must not read as if the guest had never been given.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,13 +23,15 @@ from pathlib import Path
 import xxhash
 
 from config.errors import HostError, RefusedError
-from workers.handover.machine import Entry, Handed
+from workers.handover.machine import Entry, Handed, resumed
+from workers.handover.states import SETTLED
 from workers.pairing.contract import Side
 
 VERSION = 1
 #: Lines after which everything before the last one is dropped: only the last one is ever acted upon, the others are
 #: for whoever reads the file after an incident.
 _KEEP = 256
+_DIGEST_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,21 @@ class Journal:
         return self._lines[-1] if self._lines else None
 
     def begin(self, epoch: int, side: Side, migration: str, peer: str) -> None:
-        """Journal BEGUN. Raises RefusedError (reason `stale-epoch`): this host has seen this epoch or a higher one."""
+        """Journal BEGUN.
+
+        Raises RefusedError: `stale-epoch` when this host has seen this epoch or a higher one; `unresolved` when the
+        attempt before is not settled here. BEGUN lets a source run its guest: over GIVEN it would make a second owner.
+        """
         if self.last is not None and epoch <= self.last.epoch:
             raise RefusedError(
                 f"epoch {epoch} of {self._path.stem} is stale: this host has seen {self.last.epoch}; submit again",
                 "stale-epoch",
+            )
+        if self.last is not None and resumed(self.last.handed) not in SETTLED:
+            raise RefusedError(
+                f"{self._path.stem} still has {self.last.entry} of migration {self.last.migration} here: "
+                "`droveway reconcile` first",
+                "unresolved",
             )
         self._compact()
         self._append(Line(epoch, side, Entry.BEGUN, migration, peer, time.time()))
@@ -81,36 +94,34 @@ class Journal:
 
     def _append(self, line: Line) -> None:
         fresh = not self._path.exists()
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            size = os.fstat(fd).st_size
+        with _on_disk(self._path):
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, _encode(line))
-                os.fsync(fd)
-                if fresh:
-                    _sync_directory(self._path.parent)
-            except OSError as error:
-                os.ftruncate(fd, size)
-                os.fsync(fd)
-                raise HostError(
-                    f"{self._path} cannot be written ({error.strerror}): free its disk, then reconcile"
-                ) from None
-        finally:
-            os.close(fd)
+                size = os.fstat(fd).st_size
+                try:
+                    _write(fd, _encode(line))
+                    if fresh:
+                        _sync_directory(self._path.parent)
+                except OSError:
+                    os.ftruncate(fd, size)
+                    os.fsync(fd)
+                    raise
+            finally:
+                os.close(fd)
         self._lines.append(line)
 
     def _compact(self) -> None:
         if len(self._lines) < _KEEP:
             return
         fresh = self._path.with_suffix(".compacting")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, _encode(self._lines[-1]))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fresh.replace(self._path)
-        _sync_directory(self._path.parent)
+        with _on_disk(self._path):
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                _write(fd, _encode(self._lines[-1]))
+            finally:
+                os.close(fd)
+            fresh.replace(self._path)
+            _sync_directory(self._path.parent)
         del self._lines[:-1]
 
 
@@ -192,13 +203,32 @@ def _read(path: Path, *, repair: bool) -> list[Line]:
         lines.append(line)
         good += len(piece)
     torn = raw[good:]
-    if torn.strip(b"\0") and b"\n" in torn:
+    _, _, digest = torn.rstrip(b"\0").rpartition(b"\t")
+    # More than a digest after a tab: not a line cut short, but one whose newline has become something else.
+    past_digest = b"\t" in torn and len(digest) > _DIGEST_LENGTH
+    if torn.strip(b"\0") and (b"\n" in torn or past_digest):
         raise HostError(f"{path} is damaged at byte {good}: restore it, or ask both hosts who runs it")
     if torn and repair:
         with path.open("r+b") as file:
             file.truncate(good)
             os.fsync(file.fileno())
     return lines
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{path} cannot be written ({error.strerror}): free its disk, then reconcile") from None
+
+
+def _write(fd: int, line: bytes) -> None:
+    """Write a line, durably. Raises OSError also when only a part fits, which is no error to write(2)."""
+    written = os.write(fd, line)
+    if written < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(fd)
 
 
 def _sync_directory(path: Path) -> None:

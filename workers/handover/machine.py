@@ -31,6 +31,7 @@ class Fact(StrEnum):
     ABORTED = "aborted"
     TAKEN = "taken"
     TAKEN_BACK = "taken-back"
+    DISCARDED = "discarded"
 
 
 Facts = Collection[tuple[int, str]]
@@ -76,9 +77,11 @@ def resumed(handed: Handed) -> State:
 def heard(side: Side, epoch: int, facts: Facts) -> Event | None:
     """The event that the facts amount to for this side under this epoch; None when they say nothing new to it."""
     if side is Side.SOURCE:
-        return Event.TAKEN if (epoch, Fact.TAKEN) in facts else None
+        if (epoch, Fact.TAKEN) in facts:
+            return Event.TAKEN
+        return Event.DISCARDED if (epoch, Fact.DISCARDED) in facts else None
     if any(other > epoch and fact == Fact.TAKEN_BACK for other, fact in facts):
-        return Event.ABORT  # the guest was taken back: what was given under this epoch is void
+        return Event.VOID
     if (epoch, Fact.ABORTED) in facts:
         return Event.ABORT
     return Event.GIVEN if (epoch, Fact.GIVEN) in facts else None
@@ -94,6 +97,7 @@ def facts_of(handed: Handed) -> tuple[tuple[int, Fact], ...]:
         Entry.ABORTED: Fact.ABORTED,
         Entry.TAKEN: Fact.TAKEN,
         Entry.TAKEN_BACK: Fact.TAKEN_BACK,
+        Entry.DISCARDED: Fact.DISCARDED,
     }
     return ((handed.epoch, told[handed.entry]),) if handed.entry in told else ()
 

@@ -44,7 +44,10 @@ class Event(StrEnum):
     READY = "ready"  # the destination said so
     GIVEN = "given"  # the source said so, in-band or as a fact
     TAKEN = "taken"  # the destination said so, in-band or as a fact
-    ABORT = "abort"  # the source said so, or a higher epoch voids this one
+    ABORT = "abort"  # the source said so
+    VOID = "void"  # the source owns the guest again under a higher epoch: what it gave under this one is void
+    DISCARDED = "discarded"  # the destination said so: it has not taken, and never will
+    LOST = "lost"  # the destination's copy is gone, and not by its doing: its host restarted, its process died
     FAIL = "fail"  # anything else that ends the attempt: an error, a lost peer, a cancel
     FENCED = "fenced"  # an operator vouches that the destination's host is dead
     RECOVER = "recover"  # this side starts again from its journal
@@ -68,6 +71,7 @@ class Action(StrEnum):
     TELL_TAKEN = "tell-taken"
     TELL_ABORTED = "tell-aborted"
     TELL_TAKEN_BACK = "tell-taken-back"
+    TELL_DISCARDED = "tell-discarded"
 
 
 class Step(NamedTuple):
@@ -81,16 +85,19 @@ Table = Mapping[State, Mapping[Event, Step]]
 
 _ABORT = Step((Action.JOURNAL_ABORTED, Action.CONT, Action.TELL_ABORTED), State.ABORTED)
 _RELEASE = Step((Action.DROP, Action.JOURNAL_RELEASED), State.RELEASED)
+_TAKE_BACK = Step((Action.JOURNAL_TAKEN_BACK, Action.CONT, Action.TELL_TAKEN_BACK), State.TAKEN_BACK)
 _DISCARD = Step((Action.JOURNAL_DISCARDED, Action.DROP), State.DISCARDED)
 
 SOURCE: Table = {
     State.OWNING: {
         Event.PAUSE: Step((Action.STOP,), State.PAUSED),
+        Event.DISCARDED: _ABORT,
         Event.FAIL: _ABORT,
         Event.RECOVER: _ABORT,
     },
     State.PAUSED: {
         Event.READY: Step((Action.JOURNAL_GIVEN, Action.TELL_GIVEN), State.GIVEN),
+        Event.DISCARDED: _ABORT,
         Event.FAIL: _ABORT,
         Event.RECOVER: _ABORT,
     },
@@ -98,7 +105,10 @@ SOURCE: Table = {
         Event.TAKEN: _RELEASE,
         Event.READY: Step((Action.TELL_GIVEN,), State.GIVEN),  # it did not hear us
         Event.FAIL: Step((), State.GIVEN),  # too late to fail: the destination decides now
-        Event.FENCED: Step((Action.JOURNAL_TAKEN_BACK, Action.CONT, Action.TELL_TAKEN_BACK), State.TAKEN_BACK),
+        # Nobody guesses here: an operator vouches for the destination, or its own journal does. What it discards after
+        # READY, while this side has neither aborted nor taken back, it has lost.
+        Event.FENCED: _TAKE_BACK,
+        Event.DISCARDED: _TAKE_BACK,
         Event.RECOVER: Step((Action.TELL_GIVEN,), State.GIVEN),
     },
     State.RELEASED: {
@@ -109,10 +119,12 @@ SOURCE: Table = {
     },
     State.ABORTED: {
         Event.READY: Step((Action.TELL_ABORTED,), State.ABORTED),  # said before it heard
+        Event.DISCARDED: Step((), State.ABORTED),
         Event.FAIL: Step((), State.ABORTED),
         Event.RECOVER: Step((Action.CONT, Action.TELL_ABORTED), State.ABORTED),
     },
     State.TAKEN_BACK: {
+        Event.READY: Step((), State.TAKEN_BACK),  # said before it lost its copy, heard after
         Event.FAIL: Step((), State.TAKEN_BACK),
         Event.FENCED: Step((), State.TAKEN_BACK),
         Event.RECOVER: Step((Action.CONT, Action.TELL_TAKEN_BACK), State.TAKEN_BACK),
@@ -123,22 +135,30 @@ DESTINATION: Table = {
     State.LOADING: {
         Event.LOADED: Step((Action.JOURNAL_READY, Action.TELL_READY), State.READY),
         Event.ABORT: _DISCARD,
+        Event.LOST: _DISCARD,
         Event.FAIL: _DISCARD,
         Event.RECOVER: _DISCARD,
     },
     State.READY: {
         Event.GIVEN: Step((Action.JOURNAL_TAKEN, Action.CONT, Action.TELL_TAKEN), State.TAKEN),
         Event.ABORT: _DISCARD,
+        Event.VOID: _DISCARD,
+        # Instead of GIVEN or RECOVER when the copy is gone: at TAKEN the source would drop the last one.
+        Event.LOST: Step((Action.JOURNAL_DISCARDED, Action.DROP, Action.TELL_DISCARDED), State.DISCARDED),
         Event.FAIL: Step((), State.READY),  # READY is a promise
         Event.RECOVER: Step((), State.READY),
     },
     State.TAKEN: {
         Event.GIVEN: Step((Action.TELL_TAKEN,), State.TAKEN),  # it did not hear us
+        Event.VOID: _DISCARD,  # this host was fenced, and is back: the guest runs at the source
+        Event.LOST: Step((), State.TAKEN),  # the guest ended with its owner's host
         Event.FAIL: Step((), State.TAKEN),
         Event.RECOVER: Step((Action.CONT, Action.TELL_TAKEN), State.TAKEN),
     },
     State.DISCARDED: {
         Event.ABORT: Step((), State.DISCARDED),
+        Event.VOID: Step((), State.DISCARDED),
+        Event.LOST: Step((Action.TELL_DISCARDED,), State.DISCARDED),  # GIVEN was said before it heard us
         Event.FAIL: Step((), State.DISCARDED),
         Event.RECOVER: Step((Action.DROP,), State.DISCARDED),
     },
@@ -147,7 +167,7 @@ DESTINATION: Table = {
 TABLES: Mapping[Side, Table] = {Side.SOURCE: SOURCE, Side.DESTINATION: DESTINATION}
 
 #: Events that the other side causes: an illegal one is the peer's mistake, any other is ours.
-FROM_PEER = frozenset({Event.READY, Event.GIVEN, Event.TAKEN, Event.ABORT})
+FROM_PEER = frozenset({Event.READY, Event.GIVEN, Event.TAKEN, Event.ABORT, Event.VOID, Event.DISCARDED})
 #: States in which this side has nothing left to do.
 SETTLED = frozenset({State.RELEASED, State.ABORTED, State.TAKEN_BACK, State.TAKEN, State.DISCARDED})
 
