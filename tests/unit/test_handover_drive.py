@@ -70,10 +70,10 @@ def entry(journal: Journal) -> Entry:
     return journal.last.entry
 
 
-def test_an_interrupt_while_given_is_told_does_not_bring_the_guest_back(journal: Journal) -> None:
+def test_a_defect_while_given_is_told_does_not_bring_the_guest_back(journal: Journal) -> None:
     record, copy = Record(), Copy()
     handover = standing(journal, record, copy, Side.SOURCE)
-    record.ill = KeyboardInterrupt()
+    record.ill = MemoryError()
     with pytest.raises(Exception, match="cut off after GIVEN"), handover.guarded():
         handover.happen(Event.READY)
     assert (entry(journal), copy.state) == (Entry.GIVEN, RunState.PAUSED)
