@@ -57,6 +57,7 @@ class _BothRoles:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._children: dict[Side, subprocess.Popen[bytes]] = {}
+        self._told: set[Side] = set()
         self._stopping = False
 
     def run(self) -> int:
@@ -65,9 +66,11 @@ class _BothRoles:
             signal.signal(number, self._forward)
         for side in Side:
             self._children[side] = self._spawn(side)
+        if self._stopping:  # a signal came between two children
+            self._stop_untold()
         first = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         on_its_own = not self._stopping
-        self._stop(signal.SIGTERM)
+        self._stop_untold()
         codes = {side: child.wait() for side, child in self._children.items()}
         if not on_its_own:
             return max(0 if code == 0 else 1 for code in codes.values())
@@ -90,11 +93,17 @@ class _BothRoles:
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._stopping = True
-        self._stop(signal.Signals(number))
+        for side in self._children:
+            self._send(side, signal.Signals(number))
 
-    def _stop(self, number: signal.Signals) -> None:
-        for child in self._children.values():
-            child.send_signal(number)
+    def _stop_untold(self) -> None:
+        """Each once: a worker takes a second signal for haste, and leaves its tasks where they are."""
+        for side in self._children.keys() - self._told:
+            self._send(side, signal.SIGTERM)
+
+    def _send(self, side: Side, number: signal.Signals) -> None:
+        self._told.add(side)
+        self._children[side].send_signal(number)
 
 
 def _how(code: int) -> str:

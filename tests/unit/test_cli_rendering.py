@@ -124,6 +124,13 @@ def test_a_round_that_just_began_does_not_inherit_the_bytes_of_the_one_before() 
     assert (facts.current.kind, facts.current.done, facts.current.total) == ("dirty", 0, 100 << 20)
 
 
+def test_the_final_round_is_as_large_as_what_was_found_once_the_guest_was_paused() -> None:
+    sizes = {"round_done": 60 << 20, "round_total": 80 << 20, "remaining": 70 << 20}
+    facts = Facts.of(record(status(phase="downtime", rounds=[BULK], bytes=sizes)))
+    assert facts.current is not None
+    assert (facts.current.kind, facts.current.done, facts.current.total) == ("final", 60 << 20, 80 << 20)
+
+
 def test_between_two_rounds_none_is_shown_as_under_way() -> None:
     assert Facts.of(record(status(phase="bulk", rounds=[BULK], bytes={"populated": GIB}))).current is None
     assert Facts.of(record(status(phase="pairing"))).current is None

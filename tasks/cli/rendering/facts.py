@@ -124,10 +124,11 @@ def _finished(entry: Mapping[str, Any]) -> RoundFacts:
 
 
 def _current(phase: str | None, finished: tuple[RoundFacts, ...], sizes: Mapping[str, int]) -> RoundFacts | None:
-    """The round under way. What the mover counts still belongs to the round before until the first batch is through."""
+    """The round under way. The mover's count belongs to the round before until this one's first batch is through."""
     kind = {"bulk": "bulk", "rounds": "dirty", "downtime": "final"}.get(phase or "")
     if kind is None or (finished and (kind == "bulk" or finished[-1].kind == "final")):
         return None
-    total = sizes.get("remaining" if finished else "populated", 0)
-    of_this_round = sizes.get("round_total") == total or kind == "final"
-    return RoundFacts(len(finished), kind, sizes.get("round_done", 0) if of_this_round else 0, total)
+    counted = sizes.get("round_total")
+    if counted is None or (finished and counted == finished[-1].total):
+        return RoundFacts(len(finished), kind, 0, sizes.get("remaining" if finished else "populated", 0))
+    return RoundFacts(len(finished), kind, sizes.get("round_done", 0), counted)

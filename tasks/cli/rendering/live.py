@@ -33,7 +33,7 @@ def _head(facts: Facts) -> Text:
     state = facts.record.state
     head = Text.assemble((facts.record.migration, "dim"), " ", (facts.way, "bold"), "  ")
     head.append(state_words(facts), STYLES.get(state, "cyan"))
-    if facts.phase and not facts.record.ended and facts.phase != state:
+    if facts.phase not in (None, "ended", state) and not facts.record.ended:
         head.append(f", {facts.phase}")
     return head
 
@@ -49,7 +49,7 @@ def _rounds(rounds: list[RoundFacts], rate: float | None) -> Table:
             f"  {each.index} {each.kind}",
             # A round of nothing is a finished round; rich would draw it as one that has not begun.
             ProgressBar(max(each.total, 1), each.done if each.total else 1, width=_BAR),
-            f"{size(each.done)} of {size(each.total)}",
+            f"{size(each.done)} of {size(each.total)}" if under_way else size(each.total),
             bit_rate(shown),
             _left(each, rate) if under_way else seconds(each.seconds),
             "" if under_way or each.dirty is None else f"{size(each.dirty)} dirty",
