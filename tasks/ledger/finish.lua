@@ -1,0 +1,28 @@
+-- How one side ended. The record ends when the guest's fate is known: completed as soon as either side knows that the
+-- destination took it, failed or cancelled when the source, which then still has it, says so, or when the destination
+-- gives up before any source began. What was written stays.
+--
+--   ARGV  retention, M, side, nonce, epoch, outcome (completed | failed | cancelled), reason, message, progress (JSON)
+--
+-- → OK | CONFLICT (this contradicts what is written; nothing was changed but the slot) | FENCED | GONE
+local migration, side, nonce, epoch, outcome = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local record = read(record_key(migration))
+if not record then return 'GONE' end
+if record.epoch ~= epoch then return 'FENCED' end
+if (record['claim:' .. side] or nonce) ~= nonce then return 'FENCED' end
+local before = record['outcome:' .. side]
+if before then return before == outcome and 'OK' or 'CONFLICT' end
+record['claim:' .. side], record['outcome:' .. side] = nonce, outcome
+redis.call('HSET', record_key(migration), 'claim:' .. side, nonce, 'outcome:' .. side, outcome, 'progress:' .. side, ARGV[9])
+redis.call('HDEL', record_key(migration), 'lease:' .. side)
+release(migration, record, side)
+if ENDED[record.state] then
+  close(migration, record)
+  event(migration, 'outcome')
+  if (outcome == 'completed') ~= (record.state == 'completed') then return 'CONFLICT' end
+elseif outcome == 'completed' or side == 'source' or not (record['claim:source'] or record.restored) then
+  finalise(migration, record, outcome, ARGV[7], ARGV[8])
+else
+  event(migration, 'outcome')
+end
+return 'OK'

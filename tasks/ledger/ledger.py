@@ -1,0 +1,293 @@
+"""The ledger: what may be asked of the fleet's record, one method a script, and the reads beside them.
+
+Every call may be repeated: a reply can be lost after Redis did the work. Every call raises UnreachableError when Redis
+does not answer, HostError when it refuses to serve.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from config.errors import RefusedError
+from config.redis import coordination_client, reaching_redis
+from config.settings import Settings
+from tasks.records import Fields, Fleet, LocalGuest, MigrationRecord, Submission, read_guest, read_host, read_migration
+from workers.attempt import Job, Status
+from workers.pairing.contract import Side, Ticket
+from workers.pairing.events import Events
+from workers.pairing.keys import Keys
+
+
+class Answer(StrEnum):
+    """What a script says; which of these each may say stands in its head."""
+
+    OK = "OK"
+    GONE = "GONE"
+    FENCED = "FENCED"
+    TAKEN = "TAKEN"
+    ENDED = "ENDED"
+    CANCEL = "CANCEL"
+    CONFLICT = "CONFLICT"
+    CLAIMED = "CLAIMED"
+    EARLY = "EARLY"
+    ASKED = "ASKED"
+    CANCELLED = "CANCELLED"
+    EXISTS = "EXISTS"
+    OTHER = "OTHER"
+    UNKNOWN = "UNKNOWN"
+    BUSY = "BUSY"
+    MOVED = "MOVED"
+
+
+class Ledger:
+    """The fleet's record, over one connection pool; any thread may use it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.redis
+        self._client = coordination_client(settings.redis, "droveway-ledger")
+        self._keys = Keys(settings.redis.prefix)
+        self._retention = round(settings.history.retention * 1000)
+        self._lease = round(settings.worker.lease * 1000)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    # --- the life of a migration --------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission, refusal: RefusedError | None = None) -> tuple[Answer, str]:
+        """OK | EXISTS | OTHER | UNKNOWN | BUSY, migration | MOVED, host. With `refusal` the record ends at once."""
+        args: list[Any] = [
+            submission.migration,
+            submission.guest,
+            submission.source,
+            submission.destination,
+            submission.memory,
+            json.dumps(dict(submission.capabilities)),
+            json.dumps(dict(submission.parameters)),
+            "" if submission.expires is None else round(submission.expires * 1000),
+        ]
+        if refusal is not None:
+            args += [refusal.reason, str(refusal)]
+        answer = self._run("submit", *args)
+        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
+
+    def admit(self) -> list[str]:
+        """Admit whatever can be; the migrations admitted by this call."""
+        return [_decoded(migration) for migration in self._run("admit")]
+
+    def rung(self, migration: str) -> None:
+        """Remember that the doorbells of `migration` were rung now."""
+        self._run("rung", migration)
+
+    def claim(self, ticket: Ticket) -> Answer:
+        """Take a side: OK | TAKEN | FENCED | ENDED | GONE."""
+        args = (ticket.migration, ticket.side, ticket.nonce, ticket.epoch, self._lease)
+        return Answer(_decoded(self._run("claim", *args)))
+
+    def renew(self, ticket: Ticket, progress: Status | None = None) -> tuple[Answer, str]:
+        """Renew the lease, say how far it is: OK | CANCEL | ENDED, state | FENCED | GONE."""
+        state, document = ("", "") if progress is None else (progress.state, json.dumps(asdict(progress)))
+        args = (ticket.migration, ticket.side, ticket.nonce, ticket.epoch, self._lease, state, document)
+        answer = self._run("renew", *args)
+        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
+
+    def finish(self, ticket: Ticket, status: Status) -> Answer:
+        """Say how the side ended (`status.outcome` is final): OK | CONFLICT | FENCED | GONE."""
+        args = (
+            ticket.migration,
+            ticket.side,
+            ticket.nonce,
+            ticket.epoch,
+            status.outcome,
+            status.reason or "",
+            status.message or "",
+            json.dumps(asdict(status)),
+        )
+        return Answer(_decoded(self._run("finish", *args)))
+
+    def cancel(self, migration: str, message: str) -> tuple[Answer, str]:
+        """Ask for the end: CANCELLED | ASKED | ENDED, state | GONE."""
+        answer = self._run("cancel", migration, message)
+        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
+
+    def abandon(self, migration: str, epoch: int, grace: float, message: str) -> Answer:
+        """End what its source never took up in `grace` seconds: OK | CLAIMED | EARLY | ENDED | FENCED | GONE."""
+        return Answer(_decoded(self._run("abandon", migration, epoch, round(grace * 1000), message)))
+
+    def release(self, migration: str) -> list[Side]:
+        """Take back what an ended migration holds for sides that nobody renews."""
+        return [Side(_decoded(side)) for side in self._run("release", migration)]
+
+    # --- hosts --------------------------------------------------------------------------------------------------------
+
+    def heartbeat(
+        self,
+        host: str,
+        side: Side,
+        offered: Mapping[str, str],
+        attempts: Iterable[Job],
+        guests: Sequence[LocalGuest],
+    ) -> list[str]:
+        """What one worker says of its host. Returns the guests that the record has elsewhere, under no lower epoch."""
+        return self._heartbeat(host, side, offered, attempts, guests, complete=True)
+
+    def announce(self, host: str, guest: LocalGuest) -> None:
+        """A guest was started on `host`: known at once, not only with the next heartbeat."""
+        self._heartbeat(host, "", {}, [], [guest], complete=False)
+
+    def resign(self, host: str, side: Side) -> None:
+        """The worker of a role stops."""
+        self._run("resign", host, side)
+
+    def prune(self) -> None:
+        """Drop from the indexes what is gone."""
+        self._run("prune")
+
+    def _heartbeat(
+        self,
+        host: str,
+        side: str,
+        offered: Mapping[str, str],
+        attempts: Iterable[Job],
+        guests: Sequence[LocalGuest],
+        *,
+        complete: bool,
+    ) -> list[str]:
+        listed = [{"name": guest.name, "bytes": str(guest.memory), "epoch": str(guest.epoch)} for guest in guests]
+        args = (
+            host,
+            side,
+            self._lease,
+            json.dumps(dict(offered)),
+            json.dumps([_attempt_json(job) for job in attempts]),
+            json.dumps(listed),
+            "1" if complete else "",
+        )
+        return [_decoded(name) for name in self._run("heartbeat", *args)]
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """The server's clock, in seconds since 1970: the one that leases are measured by."""
+        with reaching_redis(self._settings):
+            seconds, microseconds = self._client.time()
+        return seconds + microseconds / 1e6
+
+    def find(self, migration: str) -> MigrationRecord | None:
+        """One record; None when there is none (never was, or past its retention)."""
+        return self._records([migration]).get(migration)
+
+    def open(self) -> list[MigrationRecord]:
+        """Every migration that has not ended or still holds a slot, oldest first."""
+        with reaching_redis(self._settings):
+            names = cast("set[bytes]", self._client.smembers(self._keys.open()))
+        return sorted(self._records([name.decode() for name in names]).values(), key=lambda record: record.created)
+
+    def history(self, count: int = 50) -> list[MigrationRecord]:
+        """The latest migrations, newest first."""
+        with reaching_redis(self._settings):
+            names = cast("list[bytes]", self._client.zrevrange(self._keys.migrations(), 0, count - 1))
+        return list(self._records([name.decode() for name in names]).values())
+
+    def waiting_on(self, migration: str) -> Waiter:
+        """A cursor on one migration's events."""
+        return Waiter(self, Events(self._client, self._keys.events(migration)))
+
+    def fleet(self) -> Fleet:
+        """All hosts and guests."""
+        now = self.now()
+        keys = self._keys
+        hosts, guests = self._members(keys.hosts()), self._members(keys.guests())
+        with self._pipeline() as pipe:
+            for host in hosts:
+                pipe.hgetall(keys.host(host))
+                pipe.hvals(keys.residents(host))
+                pipe.hvals(keys.reserved(host))
+                for side in Side:
+                    pipe.scard(keys.slots(host, side))
+            for guest in guests:
+                pipe.hgetall(keys.guest(guest))
+            answers = iter(pipe.execute())
+        read = {}
+        for host in hosts:
+            fields, resident, reserved = next(answers), next(answers), next(answers)
+            busy = {side: next(answers) for side in Side}
+            if fields:
+                read[host] = read_host(host, fields, now, sum(map(int, resident)), sum(map(int, reserved)), busy)
+        return Fleet(read, {guest: read_guest(guest, fields) for guest in guests if (fields := next(answers))})
+
+    def _members(self, key: str) -> list[str]:
+        with reaching_redis(self._settings):
+            return sorted(member.decode() for member in cast("set[bytes]", self._client.smembers(key)))
+
+    def _records(self, migrations: Sequence[str]) -> dict[str, MigrationRecord]:
+        with self._pipeline() as pipe:
+            for migration in migrations:
+                pipe.hgetall(self._keys.migration(migration))
+            found: list[Fields] = pipe.execute()
+        return {
+            migration: read_migration(migration, fields)
+            for migration, fields in zip(migrations, found, strict=True)
+            if fields
+        }
+
+    @contextmanager
+    def _pipeline(self) -> Iterator[Any]:
+        with reaching_redis(self._settings), self._client.pipeline(transaction=False) as pipe:
+            yield pipe
+
+    def _run(self, script: str, *args: Any) -> Any:
+        with reaching_redis(self._settings):
+            run = self._client.register_script(_source(script))
+            return run(keys=[self._keys.prefix], args=[self._retention, *args])
+
+    def wait(self, events: Events, seconds: float) -> None:
+        """Return when something happened, or after `seconds`, at most 5."""
+        with reaching_redis(self._settings):
+            events.wait(seconds)
+
+
+class Waiter:
+    """Waits for a migration's next event."""
+
+    def __init__(self, ledger: Ledger, events: Events) -> None:
+        self._ledger = ledger
+        self._events = events
+
+    def wait(self, seconds: float) -> None:
+        """Return when something happened since the last call, or after `seconds`, at most 5."""
+        self._ledger.wait(self._events, seconds)
+
+
+def _attempt_json(job: Job) -> dict[str, str]:
+    """Numbers as text: Lua would make doubles of them."""
+    return {
+        "migration": job.migration,
+        "guest": job.guest,
+        "epoch": str(job.epoch),
+        "side": job.side,
+        "nonce": job.nonce,
+        "source": job.source,
+        "destination": job.destination,
+        "memory": str(job.memory),
+        "capabilities": json.dumps(dict(job.capabilities)),
+        "parameters": json.dumps(dict(job.parameters)),
+    }
+
+
+@cache
+def _source(script: str) -> str:
+    here = Path(__file__).parent
+    return (here / "prelude.lua").read_text() + (here / f"{script}.lua").read_text()
+
+
+def _decoded(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

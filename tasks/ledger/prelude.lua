@@ -1,0 +1,93 @@
+-- What every script of the ledger begins with. Times are the server's, in milliseconds since 1970: hosts' clocks differ.
+--
+--   KEYS[1]  the prefix; all keys lie under it (one primary, no cluster: facts that change together must be atomic)
+--   ARGV[1]  milliseconds that a record outlives its end
+--
+--   hosts                   set     every H that was heard of
+--   host:H                  hash    what H offers; lease:ROLE (ms): that role's worker was alive until then
+--   residents:H             hash    G → bytes
+--   guests                  set     every G
+--   guest:G                 hash    host, epoch, bytes, active (the migration that has it, or ''), seen (ms)
+--   migration:M             hash    the record
+--   migration:M:events      stream  wakes whoever waits on the record
+--   migrations, waiting     zset    M by creation time
+--   open                    set     M not ended, or still holding a slot
+--   slots:H:ROLE            set     M
+--   reserved:H              hash    M → bytes
+--
+-- migration:M has: guest, source, destination, memory, capabilities, parameters, created, expires, state, epoch,
+-- admitted, rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
+-- nonce), claimed:SIDE, lease:SIDE, progress:SIDE (JSON), outcome:SIDE; offers as in workers/pairing/publish.lua.
+local prefix = KEYS[1]
+local retention = tonumber(ARGV[1])
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+
+local ENDED = { completed = true, failed = true, cancelled = true }
+local SIDES = { 'source', 'destination' }
+
+local function host_key(host) return prefix .. 'host:' .. host end
+local function residents_key(host) return prefix .. 'residents:' .. host end
+local function guest_key(guest) return prefix .. 'guest:' .. guest end
+local function record_key(migration) return prefix .. 'migration:' .. migration end
+local function events_key(migration) return prefix .. 'migration:' .. migration .. ':events' end
+local function slots_key(host, side) return prefix .. 'slots:' .. host .. ':' .. side end
+local function reserved_key(host) return prefix .. 'reserved:' .. host end
+local HOSTS, GUESTS, OPEN = prefix .. 'hosts', prefix .. 'guests', prefix .. 'open'
+local MIGRATIONS, WAITING = prefix .. 'migrations', prefix .. 'waiting'
+
+-- A hash as a table; nil when there is none.
+local function read(key)
+  local flat = redis.call('HGETALL', key)
+  if #flat == 0 then return nil end
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
+local function event(migration, name)
+  redis.call('XADD', events_key(migration), 'MAXLEN', '~', 1000, '*', 'event', name)
+end
+
+local function total(key)
+  local sum = 0
+  for _, bytes in ipairs(redis.call('HVALS', key)) do sum = sum + tonumber(bytes) end
+  return sum
+end
+
+local function release(migration, record, side)
+  redis.call('SREM', slots_key(record[side], side), migration)
+  if side == 'destination' then redis.call('HDEL', reserved_key(record.destination), migration) end
+end
+
+-- A record leaves `open` with its last slot.
+local function close(migration, record)
+  for _, side in ipairs(SIDES) do
+    if redis.call('SISMEMBER', slots_key(record[side], side), migration) == 1 then return end
+  end
+  redis.call('SREM', OPEN, migration)
+end
+
+-- Write the final state. Only ever called on a record that has none; the slots of sides at work stay theirs.
+local function finalise(migration, record, state, reason, message)
+  redis.call('HSET', record_key(migration), 'state', state, 'finished', now, 'reason', reason, 'message', message)
+  redis.call('HDEL', record_key(migration), 'waiting')
+  redis.call('ZREM', WAITING, migration)
+  local guest = read(guest_key(record.guest))
+  if guest and guest.active == migration then
+    redis.call('HSET', guest_key(record.guest), 'active', '', 'seen', now)
+    if state == 'completed' and guest.epoch == record.epoch then
+      redis.call('HSET', guest_key(record.guest), 'host', record.destination)
+      redis.call('HDEL', residents_key(guest.host), record.guest)
+      redis.call('HSET', residents_key(record.destination), record.guest, record.memory)
+      redis.call('HDEL', reserved_key(record.destination), migration)
+    end
+  end
+  for _, side in ipairs(SIDES) do
+    if not record['claim:' .. side] or record['outcome:' .. side] then release(migration, record, side) end
+  end
+  close(migration, record)
+  event(migration, state)
+  redis.call('PEXPIRE', record_key(migration), retention)
+  redis.call('PEXPIRE', events_key(migration), retention)
+end

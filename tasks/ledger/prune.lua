@@ -1,0 +1,13 @@
+-- Drop from the indexes what is gone: records past their retention (the oldest thousand at a time), hosts that neither
+-- speak nor hold anything.
+--
+--   ARGV  retention
+for _, migration in ipairs(redis.call('ZRANGE', MIGRATIONS, 0, 999)) do
+  if redis.call('EXISTS', record_key(migration)) == 0 then redis.call('ZREM', MIGRATIONS, migration) end
+end
+for _, host in ipairs(redis.call('SMEMBERS', HOSTS)) do
+  local held = redis.call('EXISTS', host_key(host), residents_key(host), reserved_key(host),
+    slots_key(host, 'source'), slots_key(host, 'destination'))
+  if held == 0 then redis.call('SREM', HOSTS, host) end
+end
+return 'OK'

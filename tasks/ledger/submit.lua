@@ -1,0 +1,33 @@
+-- A new record, waiting for admission. Its guest is taken from here on: one migration a guest, queued ones included.
+--
+--   ARGV  retention, M, guest, source, destination, memory, capabilities, parameters, expires (ms or ''),
+--         and of a request that was refused already: reason, message
+--
+-- → OK | EXISTS (the same request came before) | OTHER (the id belongs to another request)
+--   | UNKNOWN (no such guest) | BUSY, migration | MOVED, host
+local migration, guest, source, destination = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local refusal = ARGV[10]
+local before = read(record_key(migration))
+if before then
+  if before.guest == guest and before.destination == destination then return { 'EXISTS' } end
+  return { 'OTHER' }
+end
+if not refusal then
+  local known = read(guest_key(guest))
+  if not known then return { 'UNKNOWN' } end
+  if known.active ~= '' then return { 'BUSY', known.active } end
+  if known.host ~= source then return { 'MOVED', known.host } end
+  redis.call('HSET', guest_key(guest), 'active', migration)
+end
+redis.call('HSET', record_key(migration), 'guest', guest, 'source', source, 'destination', destination,
+  'memory', ARGV[6], 'capabilities', ARGV[7], 'parameters', ARGV[8], 'expires', ARGV[9],
+  'created', now, 'state', 'queued')
+redis.call('ZADD', MIGRATIONS, now, migration)
+if refusal then
+  finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[11])
+else
+  redis.call('ZADD', WAITING, now, migration)
+  redis.call('SADD', OPEN, migration)
+  event(migration, 'queued')
+end
+return { 'OK' }

@@ -1,0 +1,277 @@
+"""What Redis knows of migrations, hosts and guests, as values. Pure; times are the server's, in seconds since 1970."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.pairing.contract import Side
+
+Fields = Mapping[bytes, bytes]
+
+ENDED = frozenset({"completed", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class SideRecord:
+    """One side of a migration. `progress` is a mover's Status (workers/attempt.py) as JSON."""
+
+    host: str
+    claimed: float | None
+    lease: float | None
+    outcome: str | None
+    progress: Mapping[str, Any] | None
+
+    @property
+    def at_work(self) -> bool:
+        """Claimed, and not finished."""
+        return self.claimed is not None and self.outcome is None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRecord:
+    """One migration. `memory` in bytes; `epoch` is None until it is admitted."""
+
+    migration: str
+    guest: str
+    state: str
+    memory: int
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, int | str]
+    source: SideRecord
+    destination: SideRecord
+    created: float
+    epoch: int | None = None
+    admitted: float | None = None
+    #: When its doorbells were rung last.
+    rung: float | None = None
+    finished: float | None = None
+    #: Why it is still queued.
+    waiting: str | None = None
+    cancelling: bool = False
+    #: Redis had lost it and a host wrote it back: a side that is missing may have ended before.
+    restored: bool = False
+    reason: str | None = None
+    message: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the guest's fate is decided."""
+        return self.state in ENDED
+
+    @property
+    def settled(self) -> bool:
+        """Ended, and neither side still works on it."""
+        return self.ended and not (self.source.at_work or self.destination.at_work)
+
+    def side(self, side: Side) -> SideRecord:
+        """That side."""
+        return self.source if side is Side.SOURCE else self.destination
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`: bytes, seconds, seconds since 1970."""
+        return {
+            "migration": self.migration,
+            "guest": self.guest,
+            "state": self.state,
+            "epoch": self.epoch,
+            "source": _side_json(self.source),
+            "destination": _side_json(self.destination),
+            "memory_bytes": self.memory,
+            "capabilities": dict(self.capabilities),
+            "parameters": dict(self.parameters),
+            "created": self.created,
+            "admitted": self.admitted,
+            "finished": self.finished,
+            "queue_wait_seconds": None if self.admitted is None else self.admitted - self.created,
+            "waiting": self.waiting,
+            "cancelling": self.cancelling,
+            "reason": self.reason,
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """What a host's workers say of it. `memory` is what guests may be promised, in bytes; `memlock` None: no limit."""
+
+    host: str
+    address: str
+    version: str
+    memory: int
+    #: Promised already: to guests that are there, and to guests on their way.
+    resident: int
+    reserved: int
+    memlock: int | None
+    capabilities: frozenset[str]
+    transports: tuple[str, ...]
+    trackers: tuple[str, ...]
+    slots: Mapping[Side, int]
+    busy: Mapping[Side, int]
+    #: Roles whose worker is alive.
+    alive: frozenset[Side]
+
+    @property
+    def free(self) -> int:
+        """Bytes that may still be promised; below 0 when the host was set to offer less."""
+        return self.memory - self.resident - self.reserved
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "host": self.host,
+            "address": self.address,
+            "version": self.version,
+            "memory_bytes": self.memory,
+            "free_bytes": self.free,
+            "memlock_bytes": self.memlock,
+            "capabilities": sorted(self.capabilities),
+            "transports": list(self.transports),
+            "trackers": list(self.trackers),
+            "slots": {str(side): {"limit": self.slots[side], "taken": self.busy[side]} for side in Side},
+            "workers": sorted(self.alive),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRecord:
+    """Where a guest is, and which migration has it (None: none)."""
+
+    guest: str
+    host: str
+    memory: int
+    epoch: int
+    active: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "guest": self.guest,
+            "host": self.host,
+            "memory_bytes": self.memory,
+            "epoch": self.epoch,
+            "migration": self.active,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All hosts that a live worker speaks for, and all guests, by name."""
+
+    hosts: Mapping[str, HostRecord] = field(default_factory=dict)
+    guests: Mapping[str, GuestRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request, judged: everything that its record will say. `memory` in bytes, `expires` in seconds since 1970."""
+
+    migration: str
+    guest: str
+    source: str
+    destination: str
+    memory: int
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, int | str]
+    expires: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalGuest:
+    """A guest that a host owns by its journal. `memory` in bytes; `epoch` is the highest that the journal has seen."""
+
+    name: str
+    memory: int
+    epoch: int
+
+
+# --- from Redis -------------------------------------------------------------------------------------------------------
+
+
+def read_migration(migration: str, fields: Fields) -> MigrationRecord:
+    """The record in a hash as prelude.lua describes it."""
+    return MigrationRecord(
+        migration=migration,
+        guest=_text(fields, "guest"),
+        state=_text(fields, "state"),
+        memory=int(fields[b"memory"]),
+        capabilities=json.loads(fields[b"capabilities"]),
+        parameters=json.loads(fields[b"parameters"]),
+        source=_read_side(Side.SOURCE, fields),
+        destination=_read_side(Side.DESTINATION, fields),
+        created=int(fields[b"created"]) / 1000,
+        epoch=int(fields[b"epoch"]) if b"epoch" in fields else None,
+        admitted=_moment(fields, "admitted"),
+        rung=_moment(fields, "rung"),
+        finished=_moment(fields, "finished"),
+        waiting=_text(fields, "waiting") or None,
+        cancelling=b"cancel" in fields,
+        restored=b"restored" in fields,
+        reason=_text(fields, "reason") or None,
+        message=_text(fields, "message") or None,
+    )
+
+
+def _read_side(side: Side, fields: Fields) -> SideRecord:
+    progress = fields.get(f"progress:{side}".encode())
+    return SideRecord(
+        host=_text(fields, side),
+        claimed=_moment(fields, f"claimed:{side}"),
+        lease=_moment(fields, f"lease:{side}"),
+        outcome=_text(fields, f"outcome:{side}") or None,
+        progress=json.loads(progress) if progress else None,
+    )
+
+
+def read_host(
+    host: str, fields: Fields, now: float, resident: int, reserved: int, busy: Mapping[Side, int]
+) -> HostRecord:
+    """The host in a hash as tasks/host.py offers it."""
+    memlock = _text(fields, "memlock")
+    return HostRecord(
+        host=host,
+        address=_text(fields, "address"),
+        version=_text(fields, "version"),
+        memory=int(fields[b"memory"]),
+        resident=resident,
+        reserved=reserved,
+        memlock=int(memlock) if memlock else None,
+        capabilities=frozenset(json.loads(fields[b"capabilities"])),
+        transports=tuple(json.loads(fields[b"transports"])),
+        trackers=tuple(json.loads(fields[b"trackers"])),
+        slots={side: int(fields[f"slots:{side}".encode()]) for side in Side},
+        busy=busy,
+        alive=frozenset(side for side in Side if (_moment(fields, f"lease:{side}") or 0) >= now),
+    )
+
+
+def read_guest(guest: str, fields: Fields) -> GuestRecord:
+    """The guest in a hash as prelude.lua describes it."""
+    return GuestRecord(
+        guest,
+        _text(fields, "host"),
+        int(fields[b"bytes"]),
+        int(fields[b"epoch"]),
+        _text(fields, "active") or None,
+    )
+
+
+def _side_json(side: SideRecord) -> dict[str, Any]:
+    return {
+        "host": side.host,
+        "claimed": side.claimed,
+        "lease": side.lease,
+        "outcome": side.outcome,
+        "progress": None if side.progress is None else dict(side.progress),
+    }
+
+
+def _text(fields: Fields, name: str) -> str:
+    return fields.get(name.encode(), b"").decode()
+
+
+def _moment(fields: Fields, name: str) -> float | None:
+    value = fields.get(name.encode())
+    return int(value) / 1000 if value else None

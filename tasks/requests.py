@@ -1,0 +1,123 @@
+"""What a producer does with migrations: ask for one, follow it, cancel it. The `droveway` command calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import monotonic, sleep
+
+from config.errors import RefusedError, RequestError, UnreachableError
+from tasks.admission import busy, judge
+from tasks.bell import Bell
+from tasks.ledger.ledger import Answer, Ledger, Waiter
+from tasks.messages import MigrateRequest
+from tasks.records import MigrationRecord
+from workers.pairing.contract import Side
+
+#: Seconds for which a watcher rides out a Redis that is away: as long as a restart takes.
+PATIENCE = 60.0
+
+
+def submit(ledger: Ledger, request: MigrateRequest) -> str:
+    """Write a new migration down, `queued`; its id. Submitting the same request again is the same migration.
+
+    Raises RequestError, RefusedError, UnreachableError. Follow with `admit`.
+    """
+    if ledger.find(request.migration) is not None:
+        return _known(ledger, request)
+    submission = judge(request, ledger.fleet())
+    answer, detail = ledger.submit(submission)
+    match answer:
+        case Answer.UNKNOWN:
+            raise RefusedError(f"{request.guest} has just gone; `droveway list` shows what there is.", "unknown-guest")
+        case Answer.BUSY:
+            raise busy(request.guest, detail)
+        case Answer.MOVED:
+            raise RefusedError(f"{request.guest} has just moved to {detail}; submit again.", "guest-moved")
+        case Answer.OTHER:
+            raise _other(request)
+    return request.migration
+
+
+def admit(ledger: Ledger, bell: Bell) -> list[str]:
+    """Admit whatever can be and ring for it; the migrations admitted. A ring that is lost is repeated by reconcile."""
+    admitted = ledger.admit()
+    for migration in admitted:
+        record = ledger.find(migration)
+        if record is not None:
+            for side in Side:
+                bell.ring(record, side)
+    return admitted
+
+
+def cancel(ledger: Ledger, bell: Bell, migration: str) -> str:
+    """Ask for the end of a migration; its state then: `cancelled`, or `cancelling` while its mover decides.
+
+    Raises RefusedError (`unknown-migration`, `ended`), UnreachableError.
+    """
+    answer, state = ledger.cancel(migration, "It was cancelled before its source took it up.")
+    match answer:
+        case Answer.GONE:
+            raise _unknown_migration(migration)
+        case Answer.ENDED:
+            raise RefusedError(f"{migration} is {state} already; there is nothing to cancel.", "ended")
+        case Answer.CANCELLED:
+            admit(ledger, bell)
+            return "cancelled"
+    return "cancelling"
+
+
+def snapshot(ledger: Ledger, migration: str) -> MigrationRecord:
+    """The record now. Raises RefusedError (`unknown-migration`), UnreachableError."""
+    record = ledger.find(migration)
+    if record is None:
+        raise _unknown_migration(migration)
+    return record
+
+
+def watch(ledger: Ledger, migration: str, patience: float = PATIENCE) -> Iterator[MigrationRecord]:
+    """The record now and after each change, until it ended and both sides have let go (`MigrationRecord.settled`).
+
+    Rides out a Redis that is away, or that lost the record (a host's next heartbeat restores it), for `patience`
+    seconds. Raises what `snapshot` raises.
+    """
+    waiter = ledger.waiting_on(migration)
+    last = snapshot(ledger, migration)
+    yield last
+    while not last.settled:
+        record = _ride_out(lambda: _next(ledger, waiter, migration), patience)
+        if record != last:
+            last = record
+            yield last
+
+
+def _next(ledger: Ledger, waiter: Waiter, migration: str) -> MigrationRecord:
+    waiter.wait(5)
+    return snapshot(ledger, migration)
+
+
+def _ride_out(step: Callable[[], MigrationRecord], patience: float) -> MigrationRecord:
+    deadline = monotonic() + patience
+    while True:
+        try:
+            return step()
+        except (UnreachableError, RefusedError):
+            if monotonic() >= deadline:
+                raise
+            sleep(0.3)
+
+
+def _known(ledger: Ledger, request: MigrateRequest) -> str:
+    record = ledger.find(request.migration)
+    if record is not None and (record.guest, record.destination.host) != (request.guest, request.destination):
+        raise _other(request)
+    return request.migration
+
+
+def _other(request: MigrateRequest) -> RequestError:
+    return RequestError(f"The id {request.migration} belongs to another migration; choose a new one.")
+
+
+def _unknown_migration(migration: str) -> RefusedError:
+    return RefusedError(
+        f"There is no migration {migration:.80}; `droveway list` shows what there is.", "unknown-migration"
+    )
