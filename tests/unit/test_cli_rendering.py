@@ -15,8 +15,11 @@ from tasks.cli.rendering.comparison import DemoMove, comparison
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import changes
 from tasks.cli.rendering.live import live
+from tasks.cli.rendering.reconciled import Settled, reconciled
 from tasks.cli.rendering.tables import capabilities, full, hosts, migrations, summary
+from tasks.reconcile import Action, Finding
 from tasks.records import HostRecord, MigrationRecord, SideRecord
+from workers.attempt import Status
 from workers.pairing.contract import Side
 
 GIB = 1 << 30
@@ -261,6 +264,21 @@ def test_a_cut_off_handover_is_unresolved_until_its_record_ends() -> None:
     assert unresolved(record(status(), cut)) == "nobody confirmed"
     assert unresolved(record(cut, state="completed")) is None
     assert unresolved(record(status())) is None
+
+
+def test_reconcile_says_of_every_guest_what_was_found_done_and_why() -> None:
+    settled = Settled("m-1", "web", Side.SOURCE, Status(outcome="failed", message="it goes on here"), "Redis is away")
+    finding = Finding(
+        "m-2", "db", Action.ASK, "the worker on beta no longer renews its lease", Side.DESTINATION, "beta"
+    )
+    shown = drawn(reconciled([settled], [finding]))
+    for expected in (
+        "it goes on here; not recorded yet: Redis is away",
+        "asked the host",
+        "no longer renews its lease",
+    ):
+        assert expected in shown
+    assert "nothing was cut off" in drawn(reconciled([], []))
 
 
 def test_the_demo_prints_exactly_the_promised_shape() -> None:
