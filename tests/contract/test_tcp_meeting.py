@@ -22,7 +22,7 @@ from tests.contract.tls_certificates import Authority
 from tests.contract.transport_makers import connect, make_ram
 from workers.ram import Ram
 from workers.ranges import RangeTable
-from workers.transports.tcp import TcpEndpoint, TcpSettings, TlsFiles
+from workers.transports.tcp import TcpEndpoint, TcpSettings, TlsFiles, meeting
 
 
 @pytest.fixture
@@ -136,18 +136,26 @@ def test_junk_and_callers_that_say_nothing_never_keep_the_right_one_out(
 ) -> None:
     waiting = Waiting(destination, source.offer())
     words = [b"", b"DRWY", b"GET / HTTP/1.1\r\n\r\n", b"DRWY\x09" + bytes(52)]
-    most_at_the_door = 0
     with contextlib.ExitStack() as callers:
         for index in range(200):
             caller = callers.enter_context(socket.create_connection(place(destination), timeout=10))
             with contextlib.suppress(OSError):  # some are dropped before they have spoken
                 caller.sendall(words[index % 4])
-            at_the_door = sum(thread.name == "droveway-tcp-door" for thread in threading.enumerate())
-            most_at_the_door = max(most_at_the_door, at_the_door)
         source.connect(destination.offer(), 10)
         waiting.join()
     assert waiting.outcome is None
-    assert most_at_the_door < 50  # 32, and some that are just leaving
+
+
+def test_who_says_nothing_longest_is_dropped_when_too_many_do(
+    source: TcpEndpoint, destination: TcpEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "_HELLO_SECONDS", 1000)  # else each is dropped for its own silence
+    waiting = Waiting(destination, source.offer())
+    with contextlib.ExitStack() as callers:
+        first, *_ = [callers.enter_context(socket.create_connection(place(destination), timeout=20)) for _ in range(60)]
+        assert first.recv(1) == b""
+        destination.abort()
+        waiting.join()
 
 
 def test_an_abort_ends_both_sides_waiting_for_each_other(source: TcpEndpoint, destination: TcpEndpoint) -> None:

@@ -65,3 +65,12 @@ def test_withdrawing_one_leaves_the_others(regions: Regions, region: RemoteRegio
 def test_withdrawing_twice_or_what_never_was_is_harmless(regions: Regions, region: RemoteRegion) -> None:
     regions.remove([region, region, RemoteRegion(0, 1, 0, 5)])
     assert regions.add([PageRange(0, 1)])[0].key != region.key
+
+
+def test_a_key_drawn_again_or_zero_is_not_given_out(
+    regions: Regions, region: RemoteRegion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions.remove([region])
+    draws = iter([0, region.key, 77])
+    monkeypatch.setattr("workers.transports.regions.secrets.randbits", lambda bits: next(draws))
+    assert regions.add([PageRange(0, 4096)])[0].key == 77
