@@ -48,11 +48,15 @@ def test_closing_ends_guests_and_movers_that_have_sessions_of_their_own(fleet: L
         "(d / 'pid').write_text(json.dumps({'pid': os.getpid()})); time.sleep(600)"
     )
     mover = attempt.start({}, [sys.executable, "-c", script])
-    assert attempt.alive()
-    left = places(fleet)
-    fleet.close()
-    assert mover.wait(timeout=10) == -signal.SIGKILL
-    assert not guest.alive
+    try:
+        assert attempt.alive()
+        left = places(fleet)
+        fleet.close()
+        assert mover.wait(timeout=10) == -signal.SIGKILL
+        assert not guest.alive
+    finally:
+        mover.kill()
+        guest.quit()
     assert [path for path in left if path.exists()] == []
 
 
@@ -75,20 +79,24 @@ def test_the_fleet_of_a_killed_process_is_swept_by_the_next(tmp_path: Path) -> N
         "print(json.dumps([str(d), guest.pid, redis._process.pid]), flush=True)\n"
         "time.sleep(600)\n"
     )
-    maker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
-    assert maker.stdout is not None
-    directory, guest, server = json.loads(maker.stdout.readline())
-    found = [ProcessIdentity.of(pid) for pid in (guest, server)]
-    assert Path(directory) not in sweep()  # its maker lives
-    maker.kill()
-    maker.wait()
-    maker.stdout.close()
-    sweep()
-    assert not Path(directory).exists()
-    for process in found:
-        assert process is not None
-        assert process.wait(10)
-    assert not any((place / Path(directory).name).exists() for place in fleets._RAM_PLACES)
+    maker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert maker.stdout is not None
+        directory, guest, server = json.loads(maker.stdout.readline())
+        started = [found for pid in (guest, server) if (found := ProcessIdentity.of(pid))]
+        assert len(started) == 2
+        assert Path(directory) not in sweep()  # its maker lives
+    finally:
+        maker.kill()
+        maker.communicate()
+    try:
+        sweep()
+        assert not Path(directory).exists()
+        assert [process.pid for process in started if not process.wait(10)] == []
+        assert not any((place / Path(directory).name).exists() for place in fleets._RAM_PLACES)
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_too_little_shared_memory_is_said_before_anything_is_made(

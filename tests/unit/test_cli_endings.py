@@ -106,7 +106,7 @@ def test_a_defect_shows_where_only_when_asked(capsys: pytest.CaptureFixture[str]
     ("words", "code", "needle"),
     [
         (["nosuch"], 2, "nosuch"),
-        (["migrate", "web"], 2, "--to"),
+        (["migrate", "web"], 2, "(see `droveway migrate --help`)"),
         (["migrate", "web", "--to", "beta", "--capability", "rdma-pin-al=on"], 2, "did you mean rdma-pin-all"),
         (["migrate", "web", "--to", "beta", "--capability", "postcopy-ram=on"], 2, "QEMU"),
         (["migrate", "web", "--to", "beta", "--set", "downtime-limit=1h"], 2, "downtime-limit"),
