@@ -29,7 +29,7 @@ def _tcp(side: Side, settings: Settings, parameters: MigrationParameters, ram: R
         ram,
         TcpSettings(
             role=side.value,
-            channels=min(parameters.channels, 16),
+            channels=parameters.channels,
             listen=str(host.address),
             ports=host.ports,
             advertise=(host.advertise,) if host.advertise else (),
