@@ -13,7 +13,7 @@ from config.names import check_name
 from config.settings import Settings
 from config.units import BYTES, BYTES_PER_SECOND, Unit
 from tasks.cli.endings import EndedError
-from tasks.cli.invocation import Invocation, SettingsGroup, invocation_of, json_option
+from tasks.cli.invocation import Invocation, SettingsGroup, invocation_of, json_option, make_directories
 from tasks.cli.output import show
 from tasks.cli.rendering.tables import guests, oracle
 from tasks.ledger.ledger import Ledger
@@ -80,6 +80,7 @@ def start(
     invocation = invocation_of(context)
     spec = MemoryGuestSpec(check_name("guest", name), memory, dirty_rate, pattern, used)
     warning = _refuse_double(invocation, name)
+    make_directories(invocation.settings)
     guest = invocation.guests.start(spec)
     warning = warning or _announced(invocation, guest)
     if as_json:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from config.errors import HostError
 from config.settings import Settings, load_settings
 from tasks.bell import Bell, MessageBell
 from tasks.ledger.ledger import Ledger
@@ -43,6 +44,22 @@ class Invocation:
         """The fleet's record, for the time of the body."""
         with closing(Ledger(self.settings)) as ledger:
             yield ledger
+
+
+def make_directories(settings: Settings) -> None:
+    """This host's own directories, before anything is put into them: /dev/shm is empty after each boot.
+
+    Raises HostError. The parent of the RAM directory must be there: below a mistyped one RAM would lie on a disk.
+    """
+    host = settings.host
+    for directory, parents in ((host.state_dir, True), (host.ram_dir, False)):
+        try:
+            directory.mkdir(mode=0o700, parents=parents, exist_ok=True)
+        except OSError as error:
+            raise HostError(
+                f"{directory} cannot be made ({error.strerror}): give this user its parent directory, or correct "
+                "host.state_dir and host.ram_dir."
+            ) from None
 
 
 def bell_for(settings: Settings) -> Bell:

@@ -14,7 +14,7 @@ import click
 from config.errors import HostError
 from config.redis import coordination_client, reaching_redis, server_warnings
 from config.settings import Settings
-from tasks.cli.invocation import SettingsCommand, invocation_of
+from tasks.cli.invocation import SettingsCommand, invocation_of, make_directories
 from tasks.one_machine.tied import tied_to_us
 from workers.pairing.contract import Side
 
@@ -37,6 +37,7 @@ def command(context: click.Context, role: str | None) -> int:
     """
     settings = invocation_of(context).settings
     _check_redis(settings)
+    make_directories(settings)
     if role is None:
         return _BothRoles(settings).run()
     from tasks.app import run_worker  # noqa: PLC0415  # Celery takes half a second to import: only a worker pays it

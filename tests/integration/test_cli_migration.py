@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,6 +185,18 @@ def test_a_guest_may_start_while_redis_is_away(alpha: Command, fleet: LocalFleet
     finally:
         assert alpha("guest", "stop", "early")[0] == 0
     assert "early" not in [each.name for each in fleet.hosts["alpha"].guests.list()]
+
+
+def test_a_guest_starts_on_a_host_that_was_just_booted(alpha: Command, tmp_path: Path) -> None:
+    ram = Path(tempfile.mkdtemp(dir="/dev/shm")) / "droveway"
+    alpha.environment["DROVEWAY_HOST__RAM_DIR"] = str(ram)
+    away = ("--state-dir", str(tmp_path / "state"), "--redis", "unix:///nonexistent/redis.sock")
+    try:
+        alpha.said("guest", "start", "first", "--memory", "1M", *away)
+        alpha.said("guest", "stop", "first", *away)
+        assert list(ram.iterdir()) == []
+    finally:
+        shutil.rmtree(ram.parent)
 
 
 def test_hosts_say_what_they_have(alpha: Command, guest: str) -> None:
