@@ -64,7 +64,7 @@ class MigrationCapability(StrEnum):
         "zero-pages",
         True,
         "",
-        "Send pages of zeros as ranges, not as data; the destination neither registers nor stores them.",
+        "Leave out pages of zeros: fresh memory has them already, so they are neither sent, nor registered, nor stored.",
     )
     VERIFY_RAM = (
         "verify-ram",
