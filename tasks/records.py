@@ -23,6 +23,8 @@ class SideRecord:
     lease: float | None
     outcome: str | None
     progress: Mapping[str, Any] | None
+    #: The claim: who may speak for this side. Never shown.
+    nonce: str | None = field(default=None, repr=False)
 
     @property
     def at_work(self) -> bool:
@@ -222,6 +224,7 @@ def _read_side(side: Side, fields: Fields) -> SideRecord:
         lease=_moment(fields, f"lease:{side}"),
         outcome=_text(fields, f"outcome:{side}") or None,
         progress=json.loads(progress) if progress else None,
+        nonce=_text(fields, f"claim:{side}") or None,
     )
 
 

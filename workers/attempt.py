@@ -133,6 +133,13 @@ class Attempt:
             raise
         return True
 
+    def adopt(self, job: Job) -> bool:
+        """Write down an attempt that the record says is this host's and whose directory is gone, as one cut off."""
+        if not self.prepare(job):
+            return False
+        (self.directory / "lock").touch(0o600)
+        return True
+
     def started(self) -> bool:
         """Whether a mover was ever started for it."""
         return (self.directory / "lock").exists()

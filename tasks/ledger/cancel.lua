@@ -3,11 +3,10 @@
 --
 --   ARGV  retention, M, message
 --
--- → CANCELLED (ended by this call, or by one before) | ASKED | ENDED, state | GONE
+-- → CANCELLED (by this call) | ASKED | ENDED, state | GONE
 local migration = ARGV[2]
 local record = read(record_key(migration))
 if not record then return { 'GONE' } end
-if record.state == 'cancelled' then return { 'CANCELLED' } end
 if ENDED[record.state] then return { 'ENDED', record.state } end
 if record['claim:source'] or record.restored then
   if not record.cancel then

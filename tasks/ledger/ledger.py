@@ -143,6 +143,12 @@ class Ledger:
         """A guest was started on `host`: known at once, not only with the next heartbeat."""
         self._heartbeat(host, "", {}, [], [guest], complete=False)
 
+    def retell(self, host: str, facts: Iterable[tuple[str, int, str]]) -> None:
+        """Tell again what a host's journals vouch for: (guest, epoch, fact)."""
+        told = [[guest, f"{epoch}.{fact}"] for guest, epoch, fact in facts]
+        if told:
+            self._run("retell", host, json.dumps(told))
+
     def resign(self, host: str, side: Side) -> None:
         """The worker of a role stops."""
         self._run("resign", host, side)

@@ -1,0 +1,165 @@
+"""The only place where a Celery app is made, and where a worker is put together. Nothing connects on import."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from importlib.metadata import version
+from typing import Any
+
+from celery import Celery, signals
+
+from config.capabilities import SUPPORTED
+from config.celery import celery_options, reaching_broker
+from config.settings import Settings, memory_total
+from tasks import logs
+from tasks.bell import Bell, MessageBell, Send
+from tasks.host import HostService, Offered
+from tasks.ledger.ledger import Ledger
+from tasks.messages import Message
+from tasks.migrate import Tasks
+from tasks.queues import served_by
+from tasks.records import LocalGuest
+from tasks.supervise import Supervisor
+from workers.attempt import Attempt, Status
+from workers.dirty.choose import TRACKERS
+from workers.guests.contract import RunState
+from workers.guests.local import LocalGuests
+from workers.metrics.exporter import Exporter
+from workers.pairing.contract import Side
+from workers.pairing.redis import RedisPairing
+from workers.settle import highest_epochs, owned_here, settle, told_by_journals
+from workers.transports.memory_lock import lock_limit
+from workers.transports.open import KINDS
+
+#: Seconds between two heartbeats, as a part of the lease: two may be lost before anybody looks.
+_BEATS_PER_LEASE = 3
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app, not connected."""
+    app = Celery("droveway", set_as_current=False)
+    app.conf.update(celery_options(settings))
+    return app
+
+
+def sender(settings: Settings) -> Send:
+    """A function that puts a message in a queue. Raises UnreachableError."""
+    return _sender(make_app(settings), settings)
+
+
+def bell_for(settings: Settings) -> Bell:
+    """What a producer rings with."""
+    return MessageBell(sender(settings))
+
+
+def run_worker(settings: Settings, side: Side) -> int:
+    """Run this host's worker of one role until SIGTERM; the exit code. Movers outlive it.
+
+    Raises HostError when the role has a worker here already, or /metrics cannot listen.
+    """
+    logs.configure(settings.worker)
+    app = make_app(settings)
+    metrics = Exporter()
+    with closing(Ledger(settings)) as ledger:
+        bell = MessageBell(_sender(app, settings))
+        host = host_service(settings, side, ledger, bell, metrics)
+        _register(app, Tasks(ledger, bell, host, metrics))
+        port = settings.host.metrics_source_port if side is Side.SOURCE else settings.host.metrics_destination_port
+        stop_page = metrics.serve(settings.host.metrics_listen, port) if port else lambda: None
+        try:
+            host.start()
+            return _consume(app, settings, side, host)
+        finally:
+            host.stop()
+            stop_page()
+
+
+def host_service(settings: Settings, side: Side, ledger: Ledger, bell: Bell, metrics: Exporter) -> HostService:
+    """One role of this host, with everything that it works with on a real machine."""
+    guests = LocalGuests(settings.host.state_dir, settings.host.ram_dir)
+    state_dir = settings.host.state_dir
+
+    def settle_one(attempt: Attempt) -> Status:
+        job = attempt.job()
+        with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
+            return settle(attempt, guests, state_dir, pairing)
+
+    lease = settings.worker.lease
+    supervisor = Supervisor(ledger, settle_one, metrics, settings.environment(), settings.worker.poll_interval, lease)
+    return HostService(
+        host=settings.host.name,
+        side=side,
+        state_dir=state_dir,
+        ledger=ledger,
+        bell=bell,
+        supervisor=supervisor,
+        metrics=metrics,
+        offered=offered(settings),
+        owned_guests=lambda: owned_guests(settings, guests),
+        journal_facts=lambda: told_by_journals(state_dir),
+        heartbeat_interval=lease / _BEATS_PER_LEASE,
+        reconcile_interval=settings.worker.reconcile_interval,
+    )
+
+
+def offered(settings: Settings) -> Offered:
+    """What this host offers: what this release can do, as far as this machine lets it."""
+    host = settings.host
+    return Offered(
+        address=host.advertised,
+        version=version("droveway"),
+        memory=host.offered_memory(memory_total()),
+        memlock=lock_limit(),
+        capabilities=[capability.value for capability in SUPPORTED],
+        transports=KINDS,
+        trackers=[tracker.kind for tracker in TRACKERS],
+        slots={Side.SOURCE: host.outbound_slots, Side.DESTINATION: host.inbound_slots},
+    )
+
+
+def owned_guests(settings: Settings, guests: LocalGuests) -> list[LocalGuest]:
+    """The guests that this host's journals let run here, with the highest epoch that they have seen."""
+    state_dir = settings.host.state_dir
+    epochs = highest_epochs(state_dir)
+    return [
+        LocalGuest(guest.name, guest.memory, epochs.get(guest.name, 0))
+        for guest in guests.list()
+        if guest.memory is not None and guest.status is not RunState.INMIGRATE and owned_here(state_dir, guest.name)
+    ]
+
+
+def _sender(app: Celery, settings: Settings) -> Send:
+    def send(message: Message, queue: str) -> None:
+        with reaching_broker(settings.redis):
+            app.send_task(message.task, args=[message.to_json()], queue=queue)
+
+    return send
+
+
+def _register(app: Celery, tasks: Tasks) -> None:
+    for name, handler in tasks.handlers().items():
+        app.task(name=name)(handler)
+
+
+def _consume(app: Celery, settings: Settings, side: Side, host: HostService) -> int:
+    """Serve the queues until a signal ends it."""
+
+    def keep_logging(**_: Any) -> None:
+        """Being connected is what keeps Celery from configuring logging itself."""
+
+    def let_go(**_: Any) -> None:
+        host.supervisor.detach(0)
+
+    signals.setup_logging.connect(keep_logging)
+    signals.worker_shutting_down.connect(let_go)
+    try:
+        worker = app.Worker(
+            hostname=f"{side}@{settings.host.name}",
+            queues=served_by(settings.host.name, side),
+            quiet=True,
+        )
+        worker.start()
+    finally:
+        signals.setup_logging.disconnect(keep_logging)
+        signals.worker_shutting_down.disconnect(let_go)
+    return int(worker.exitcode or 0)

@@ -1,0 +1,96 @@
+"""What the tasks do: read the body, hand it on. Each is short; movers work elsewhere, for as long as it takes.
+
+A message that is refused is dropped, counted and logged: there is nobody to answer, and sending it again would not
+help. One that could not be acted on because Redis is away is dropped too; reconcile rings again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from config.capabilities import read_options
+from config.errors import DrovewayError, MessageError, RefusedError
+from tasks.bell import Bell
+from tasks.host import HostService
+from tasks.ledger.ledger import Ledger
+from tasks.messages import DestinationDoorbell, MigrateRequest, Reconcile, SourceDoorbell
+from tasks.reconcile import reconcile
+from tasks.records import Submission
+from tasks.requests import admit, submit
+from workers.metrics.exporter import Exporter
+
+log = logging.getLogger("droveway.tasks")
+
+Handler = Callable[[object], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The tasks of one worker, by name in `handlers`."""
+
+    ledger: Ledger
+    bell: Bell
+    host: HostService
+    metrics: Exporter
+    #: Seconds since 1970.
+    clock: Callable[[], float] = time.time
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Task name → what it does with a body."""
+        return {
+            MigrateRequest.task: self._guarded(self.migrate),
+            SourceDoorbell.task: self._guarded(self.source),
+            DestinationDoorbell.task: self._guarded(self.destination),
+            Reconcile.task: self._guarded(self.reconcile),
+        }
+
+    def migrate(self, body: object) -> None:
+        """A producer asks for a migration. A refusal ends up in its record, where the producer looks."""
+        request = MigrateRequest.read(body, self.clock())
+        try:
+            submit(self.ledger, request)
+        except (RefusedError, MessageError) as refusal:
+            self._record(request, refusal if isinstance(refusal, RefusedError) else RefusedError(str(refusal)))
+            raise
+        admit(self.ledger, self.bell)
+
+    def source(self, body: object) -> None:
+        """An attempt waits for its source."""
+        self.host.answer(SourceDoorbell.read(body, self.clock()))
+
+    def destination(self, body: object) -> None:
+        """An attempt waits for its destination."""
+        self.host.answer(DestinationDoorbell.read(body, self.clock()))
+
+    def reconcile(self, body: object) -> None:
+        """Look after this host's attempts, or the fleet's record."""
+        message = Reconcile.read(body, self.clock())
+        if message.host is None:
+            reconcile(self.ledger, self.bell)
+        else:
+            self.host.settle_own()
+
+    def _record(self, request: MigrateRequest, refusal: RefusedError) -> None:
+        """Write a refused request down as failed, so that whoever sent it can read why."""
+        capabilities, parameters = read_options(request.capabilities, request.parameters)
+        guest = self.ledger.fleet().guests.get(request.guest)
+        source = request.source or (guest.host if guest else "unknown")
+        memory = guest.memory if guest else 0
+        asked, chosen = capabilities.to_json(), parameters.to_json()
+        submission = Submission(request.migration, request.guest, source, request.destination, memory, asked, chosen)
+        self.ledger.submit(submission, refusal)
+
+    def _guarded(self, handler: Handler) -> Handler:
+        def run(body: object) -> None:
+            try:
+                handler(body)
+            except MessageError as error:
+                self.metrics.refused_message()
+                log.warning("refused: %s", error)
+            except DrovewayError as error:
+                log.warning("%s: %s", error.reason, error)
+
+        return run

@@ -1,0 +1,175 @@
+"""Following attempts: one thread each, between a mover's directory on this host and its record in Redis.
+
+A supervisor decides nothing. It starts a mover when the claim is won, carries what the mover says to the record and the
+record's wish to cancel to the mover, and takes the outcome to the record when the mover ended. Whether Redis is there
+only changes when it does so. It may be cut off anywhere: a directory says all that the next one must know.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.errors import DrovewayError
+from tasks.ledger.ledger import Answer, Ledger
+from workers.attempt import MOVER, Attempt, Job, Status
+from workers.metrics.exporter import Exporter
+
+log = logging.getLogger("droveway.supervise")
+
+#: Finishes what a mover that died left behind, from this host's journal; the status that says how it ended, or
+#: `unresolved`. Raises DrovewayError: then it is tried again later.
+Settle = Callable[[Attempt], Status]
+
+
+@dataclass(slots=True)
+class _Told:
+    """What was carried so far."""
+
+    status: Status | None = None
+    renewed: float = float("-inf")
+    lost: bool = False
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Follows the attempts of one role of one host. `poll` and `lease` in seconds, `finished` after each outcome."""
+
+    ledger: Ledger
+    settle: Settle
+    metrics: Exporter
+    environment: Mapping[str, str]
+    poll: float
+    lease: float
+    finished: Callable[[], None] = lambda: None
+    command: Sequence[str] = MOVER
+    clock: Callable[[], float] = time.monotonic
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _threads: dict[Path, threading.Thread] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def attach(self, attempt: Attempt) -> bool:
+        """Follow this attempt from wherever it stands; False when it is followed already."""
+        with self._guard:
+            if attempt.directory in self._threads or self._stopping.is_set():
+                return False
+            name = f"supervise {attempt.directory.name}"
+            thread = threading.Thread(target=self._run, args=(attempt,), name=name, daemon=True)
+            self._threads[attempt.directory] = thread
+        thread.start()
+        return True
+
+    def detach(self, seconds: float = 10.0) -> None:
+        """Stop following; movers go on, and the next worker takes them up."""
+        self._stopping.set()
+        with self._guard:
+            threads = list(self._threads.values())
+        deadline = self.clock() + seconds
+        for thread in threads:
+            thread.join(max(0.0, deadline - self.clock()))
+
+    def _run(self, attempt: Attempt) -> None:
+        try:
+            self._supervise(attempt)
+        except DrovewayError as error:
+            log.warning("%s is left for later: %s", attempt.directory.name, error)
+        except Exception:  # the thread's last frame: a defect must not pass unseen, and the attempt is tried again
+            log.exception("%s is left for later: a defect", attempt.directory.name)
+        finally:
+            with self._guard:
+                del self._threads[attempt.directory]
+
+    def _supervise(self, attempt: Attempt) -> None:
+        job = attempt.job()
+        if not attempt.started() and not self._begin(attempt, job):
+            return
+        self.metrics.began(job.side)
+        try:
+            self._follow(attempt, job)
+            if self._stopping.is_set():
+                return
+            status = attempt.status()
+            if status.outcome in (None, "unresolved"):
+                status = self.settle(attempt)
+            if status.outcome == "unresolved":
+                self.ledger.renew(job.ticket, status)
+            elif self._finish(job, status):
+                self.metrics.ended(job.side, status)
+                attempt.remove()
+        finally:
+            self.metrics.left(job.side)
+        self.finished()
+
+    def _begin(self, attempt: Attempt, job: Job) -> bool:
+        """Claim and start the mover; False when it is not ours to start."""
+        answer = self._until_answered(lambda: self.ledger.claim(job.ticket))
+        if answer is None:
+            return False
+        if answer is not Answer.OK:
+            log.info("%s is not started: %s", attempt.directory.name, answer)
+            self.metrics.duplicate(job.side)
+            attempt.remove()
+            return False
+        process = attempt.start(self.environment, self.command)
+        # Whoever starts a child must bury it, also when nobody follows it any more.
+        threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
+        log.info("%s: mover %d started", attempt.directory.name, process.pid)
+        return True
+
+    def _follow(self, attempt: Attempt, job: Job) -> None:
+        """Until the mover ended, or this worker stops."""
+        told = _Told()
+        while attempt.alive() and not self._stopping.wait(self.poll):
+            self._carry(attempt, job, told)
+
+    def _carry(self, attempt: Attempt, job: Job, told: _Told) -> None:
+        """One look: progress and lease to the record, the wish to cancel to the mover. Redis may be away."""
+        status = attempt.status()
+        changed = status != told.status
+        try:
+            answer, state = self.ledger.renew(job.ticket, status if changed else None)
+        except DrovewayError as error:
+            log.warning("%s goes on without its record: %s", attempt.directory.name, error)
+            return
+        if answer in (Answer.OK, Answer.CANCEL):
+            told.status = status
+        if answer is Answer.FENCED and not told.lost:
+            told.lost = True
+            self.metrics.lease_lost(job.side)
+            log.error("%s: the record gave its claim to another; its mover is asked to cancel", attempt.directory.name)
+        # Asking to cancel is always safe: after GIVEN the mover goes on to the end all the same.
+        if answer in (Answer.CANCEL, Answer.FENCED) or (answer is Answer.ENDED and state != "completed"):
+            attempt.cancel()
+
+    def _finish(self, job: Job, status: Status) -> bool:
+        """Take the outcome to the record; False when this worker stops before the record has it."""
+        forgotten_at = None
+        while True:
+            answer = self._until_answered(lambda: self.ledger.finish(job.ticket, status))
+            if answer is None:
+                return False
+            if answer is not Answer.GONE:
+                break
+            # Redis forgot the record: the next heartbeat of this host, which still has the attempt, writes it back.
+            forgotten_at = forgotten_at or self.clock()
+            if self.clock() - forgotten_at > self.lease or self._stopping.wait(self.poll):
+                break
+        level = logging.INFO if answer is Answer.OK else logging.ERROR
+        log.log(
+            level, "%s %s %s: %s (%s)", job.migration, job.side, status.outcome, answer, status.reason or "no reason"
+        )
+        return True
+
+    def _until_answered(self, ask: Callable[[], Answer]) -> Answer | None:
+        """What the record says, however long Redis is away; None when this worker stops first."""
+        while True:
+            try:
+                return ask()
+            except DrovewayError as error:
+                log.warning("waiting for Redis: %s", error)
+            if self._stopping.wait(self.poll):
+                return None
