@@ -1,0 +1,227 @@
+"""Two hosts' real workers on one machine, a guest between them, and hands to harm any of it at a known step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from config.errors import DrovewayError, UnreachableError
+from config.settings import RedisSettings
+from tasks.ledger.ledger import Ledger
+from tasks.messages import MigrateRequest, new_migration_id
+from tasks.one_machine.fleet import LocalFleet
+from tasks.one_machine.host import LocalHost
+from tasks.reconcile import reconcile
+from tasks.records import MigrationRecord
+from tasks.requests import admit, submit
+from tests.redis_server import RedisServer
+from workers.attempt import Attempt
+from workers.guests.contract import RunState
+from workers.guests.memory import MemoryGuest
+from workers.guests.memory_spec import MemoryGuestSpec
+from workers.pairing.contract import Side
+
+#: Seconds in which anything that is going to happen has happened, on a machine that does other things as well.
+PATIENCE = 90.0
+MEMORY = 32 << 20
+DIRTY_RATE = 20 << 20
+
+_names = (f"g{number}" for number in itertools.count(1))
+
+
+Found = TypeVar("Found")
+
+
+def until(what: str, look: Callable[[], Found | None], seconds: float = PATIENCE) -> Found:
+    """The first thing that `look` finds; fails naming `what` when it finds nothing in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        time.sleep(0.02)
+    return found
+
+
+class HarmedFleet:
+    """The fleet, its Redis, and the hands."""
+
+    def __init__(self) -> None:
+        self.redis = RedisServer()
+        self.redis.start()
+        settings = RedisSettings.model_validate({"url": self.redis.url})
+        self.fault = self.redis.directory / "fault"
+        self.fleet = LocalFleet(
+            settings,
+            overrides={"worker.lease": 2, "worker.reconcile_interval": 1, "worker.poll_interval": 0.2},
+            environment={"DROVEWAY_FAULT": f"file={self.fault}"},
+        )
+
+    def __enter__(self) -> Self:
+        try:
+            self.fleet.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.fleet.close()
+        self.redis.close()
+
+    @property
+    def alpha(self) -> LocalHost:
+        return self.fleet.hosts["alpha"]
+
+    @property
+    def beta(self) -> LocalHost:
+        return self.fleet.hosts["beta"]
+
+    def host_of(self, side: Side) -> LocalHost:
+        """Every case moves from alpha to beta."""
+        return self.alpha if side is Side.SOURCE else self.beta
+
+    def ledger(self) -> closing[Ledger]:
+        return closing(Ledger(self.fleet.settings))
+
+    # --- one case -----------------------------------------------------------------------------------------------------
+
+    def stop_at(self, point: str) -> None:
+        """Movers that start from now on stop themselves there."""
+        self.fault.write_text(f"stop-at={point}" if point else "")
+
+    def begin(self, *, point: str = "") -> tuple[str, str]:
+        """A filled guest on alpha and its migration to beta; (guest, migration)."""
+        from tasks.app import bell_for
+
+        name = next(_names)
+        guest = self.alpha.guests.start(MemoryGuestSpec(name, MEMORY, DIRTY_RATE))
+        guest.wait_filled(30)
+        self.stop_at(point)
+        request = MigrateRequest(migration=new_migration_id(), guest=name, destination="beta")
+        until("the heartbeat that announces the guest", lambda: self._known(name))
+        with self.ledger() as ledger:
+            submit(ledger, request)
+            admit(ledger, bell_for(self.fleet.settings))
+        return name, request.migration
+
+    def _known(self, guest: str) -> bool:
+        with self.ledger() as ledger, contextlib.suppress(UnreachableError):
+            return guest in ledger.fleet().guests
+        return False
+
+    def held(self, side: Side, migration: str) -> tuple[Attempt, int]:
+        """The mover of that side, once it has stopped itself; its attempt and process id."""
+        return until(f"the {side} mover's stop", lambda: self._held(side, migration))
+
+    def _held(self, side: Side, migration: str) -> tuple[Attempt, int] | None:
+        for attempt in self.host_of(side).attempts(side):
+            if attempt.job().migration == migration and (pid := _stopped(attempt)):
+                return attempt, pid
+        return None
+
+    def mover(self, side: Side, migration: str) -> int:
+        """The process of that side's mover."""
+        return until(f"a {side} mover", lambda: self._mover(side, migration))
+
+    def _mover(self, side: Side, migration: str) -> int | None:
+        for attempt in self.host_of(side).attempts(side):
+            if attempt.job().migration == migration:
+                return _pid(attempt)
+        return None
+
+    def record(self, migration: str) -> MigrationRecord | None:
+        with self.ledger() as ledger:
+            return ledger.find(migration)
+
+    def settled(self, migration: str) -> MigrationRecord:
+        """The record once both sides have let go, with `droveway reconcile` run as often as it takes."""
+        return until(f"the end of {migration}", lambda: self._settled(migration))
+
+    def _settled(self, migration: str) -> MigrationRecord | None:
+        from tasks.app import bell_for
+
+        with contextlib.suppress(DrovewayError), self.ledger() as ledger:
+            reconcile(ledger, bell_for(self.fleet.settings))
+            record = ledger.find(migration)
+            if record is not None and record.settled:
+                return record
+        time.sleep(0.3)
+        return None
+
+    # --- the verdict --------------------------------------------------------------------------------------------------
+
+    def copies(self, guest: str) -> dict[str, MemoryGuest]:
+        """By host, the copies whose process lives."""
+        found = {}
+        for host in (self.alpha, self.beta):
+            for each in host.guests.list():
+                if each.name == guest and each.status is not None:
+                    copy = host.guests.open(guest)
+                    assert isinstance(copy, MemoryGuest)
+                    found[host.name] = copy
+        return found
+
+    def assert_runs_once(self, guest: str, where: str) -> None:
+        """One copy, running, there, whole; and the record agrees."""
+        copies = self.copies(guest)
+        assert set(copies) == {where}, f"the guest has copies on {sorted(copies)}, expected {where}"
+        copy = copies[where]
+        assert copy.status() is RunState.RUNNING
+        report = copy.query_oracle(full=True)
+        assert report["corrupt"] == 0, report
+        assert report["full_check"]["pages_checked"] > 0
+        before = report["sequence"]
+        until("another write by the guest", lambda: copy.query_oracle()["sequence"] > before)
+        with self.ledger() as ledger:
+            until("the record's agreement", lambda: ledger.fleet().guests[guest].host == where)
+        self.host(where).guests.stop(guest)
+
+    def host(self, name: str) -> LocalHost:
+        return self.fleet.hosts[name]
+
+    def assert_nothing_left(self) -> None:
+        """No attempt, no copy, no slot, no reservation; all workers alive."""
+        for host in (self.alpha, self.beta):
+            until(f"{host.name} to let go of its attempts", lambda host=host: not host.attempts())
+            assert [each.name for each in host.guests.list()] == []
+            assert all(host.running(side) for side in Side)
+            assert list(host.ram_dir.iterdir()) == []
+        until("all slots to be free", self._all_free)
+
+    def _all_free(self) -> bool:
+        with self.ledger() as ledger, contextlib.suppress(UnreachableError):
+            hosts = ledger.fleet().hosts.values()
+            return len(hosts) == 2 and all(not host.reserved and not any(host.busy.values()) for host in hosts)
+        return False
+
+
+def _pid(attempt: Attempt) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return int(json.loads((attempt.directory / "pid").read_text())["pid"])
+    return None
+
+
+def _stopped(attempt: Attempt) -> int | None:
+    pid = _pid(attempt)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if pid and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return pid
+    return None
+
+
+def let_go_on(pid: int) -> None:
+    """Continue a mover that stopped itself."""
+    os.kill(pid, signal.SIGCONT)
