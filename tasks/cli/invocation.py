@@ -13,7 +13,7 @@ import click
 
 from config.errors import HostError
 from config.settings import Settings, load_settings
-from tasks.bell import Bell, MessageBell
+from tasks.bell import Bell
 from tasks.ledger.ledger import Ledger
 from workers.guests.local import LocalGuests
 
@@ -64,9 +64,9 @@ def make_directories(settings: Settings) -> None:
 
 def bell_for(settings: Settings) -> Bell:
     """What wakes the workers."""
-    from tasks.app import sender  # noqa: PLC0415  # Celery takes half a second to import: most commands do without
+    from tasks import app  # noqa: PLC0415  # Celery takes half a second to import: most commands do without
 
-    return MessageBell(sender(settings))
+    return app.bell_for(settings)
 
 
 #: Option, setting, what it is for.
