@@ -15,7 +15,7 @@ from tasks.cli.output import progress_console, show
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.tables import summary
 from tasks.ledger.ledger import Ledger
-from tasks.messages import MigrateRequest
+from tasks.messages import MigrateRequest, new_migration_id
 from tasks.records import MigrationRecord
 from tasks.requests import admit, snapshot, submit
 
@@ -63,6 +63,7 @@ def request_for(
     """The request in words, checked. Raises RequestError."""
     asked, chosen = read_options(list(capabilities), list(parameters))
     return MigrateRequest(
+        migration=new_migration_id(),
         guest=check_name("guest", guest),
         destination=check_name("host", destination),
         capabilities=dict(asked.to_json()),

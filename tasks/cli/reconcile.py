@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from config.errors import DrovewayError, RefusedError, UnreachableError, UnresolvedError
+from config.errors import DrovewayError, HostError, RefusedError, UnreachableError, UnresolvedError
 from config.names import check_name
 from config.settings import Settings
 from tasks.cli.endings import EndedError
@@ -20,7 +20,7 @@ from tasks.cli.output import show
 from tasks.cli.rendering.reconciled import Settled, reconciled
 from tasks.ledger.ledger import Ledger
 from tasks.reconcile import Action, Finding, examine, reconcile
-from workers.attempt import Attempt, Status
+from workers.attempt import Attempt, Job, Status
 from workers.guests.local import LocalGuests
 from workers.pairing.redis import RedisPairing
 from workers.settle import settle
@@ -52,6 +52,12 @@ def command(context: click.Context, guest: str | None, fenced: str | None, as_js
     only = check_name("guest", guest) if guest else None
     lost = check_name("host", fenced) if fenced else None
     settled = list(_settle_here(invocation.settings, only, lost))
+    if lost and not any(each.peer == lost for each in settled):
+        raise RefusedError(
+            f"no handover with {lost} was cut off on {invocation.settings.host.name}; run this on the host that gave "
+            "the guest away.",
+            "nothing-fenced",
+        )
     findings, failures, open_still = _settle_fleet(invocation.settings, only)
     left = {each.guest for each in settled if each.status.outcome == "unresolved"}
     document = {
@@ -84,30 +90,39 @@ def _conclude(document: dict[str, Any], failures: list[DrovewayError], *, as_jso
 
 def _settle_here(settings: Settings, guest: str | None, fenced: str | None) -> Iterator[Settled]:
     """Finish what movers of this host that died left, from the journals; Redis may be away."""
-    guests = LocalGuests(settings.host.state_dir, settings.host.ram_dir)
     with closing(Ledger(settings)) as ledger:
         for attempt in Attempt.all(settings.host.state_dir):
-            job = attempt.job()
-            if (guest and job.guest != guest) or not attempt.started() or attempt.alive():
-                continue
-            with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
-                try:
-                    status = attempt.status()
-                    if status.outcome in (None, "unresolved"):
-                        status = settle(
-                            attempt, guests, settings.host.state_dir, pairing, fenced=fenced == job.peer_host
-                        )
-                except RefusedError as error:  # this host's worker settles it this very moment
-                    status = Status(phase="ended", reason=error.reason, message=str(error))
-            yield Settled(job.migration, job.guest, job.side, status, _recorded(ledger, attempt, status))
+            try:
+                job = attempt.job()
+                if (guest and job.guest != guest) or not attempt.started() or attempt.alive():
+                    continue
+                status = _settled(settings, attempt, job, fenced == job.peer_host)
+            except HostError:
+                if attempt.directory.exists():
+                    raise
+                continue  # this host's worker was done with it meanwhile
+            yield Settled(job.migration, job.guest, job.side, job.peer_host, status, _recorded(ledger, job, status))
 
 
-def _recorded(ledger: Ledger, attempt: Attempt, status: Status) -> str | None:
+def _settled(settings: Settings, attempt: Attempt, job: Job, fenced: bool) -> Status:
+    """How the attempt ended, or as far as it goes now."""
+    status = attempt.status()
+    if status.outcome not in (None, "unresolved"):
+        return status
+    guests = LocalGuests(settings.host.state_dir, settings.host.ram_dir)
+    with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
+        try:
+            return settle(attempt, guests, settings.host.state_dir, pairing, fenced=fenced)
+        except RefusedError as error:  # this host's worker settles it this very moment
+            return Status(phase="ended", reason=error.reason, message=str(error))
+
+
+def _recorded(ledger: Ledger, job: Job, status: Status) -> str | None:
     """Tell the record; what stands in the way, when it cannot be told. This host's worker tells it later, then."""
     if status.outcome in (None, "unresolved"):
         return None
     try:
-        ledger.finish(attempt.job().ticket, status)
+        ledger.finish(job.ticket, status)
     except UnreachableError as error:
         return str(error)
     return None
@@ -129,16 +144,17 @@ def _settle_fleet(settings: Settings, guest: str | None) -> tuple[list[Finding],
 
 
 def _await_asked(ledger: Ledger, guest: str | None, findings: list[Finding]) -> set[str]:
-    """Give the hosts that were asked a moment; the guests that are unresolved then."""
+    """Give the hosts that were asked, and have a worker to answer, a moment; the guests that are unresolved then."""
+    hosts = {finding.host for finding in findings if finding.action is Action.ASK}
+    answering = any(host.alive for name, host in ledger.fleet().hosts.items() if name in hosts)
     deadline = time.monotonic() + _ASKED_SECONDS
-    asked = any(finding.action is Action.ASK for finding in findings)
-    while (left := _unresolved(ledger, guest)) and asked and time.monotonic() < deadline:
+    while (left := _unresolved(ledger, guest)) and answering and time.monotonic() < deadline:
         time.sleep(0.3)
     return left
 
 
 def _unresolved(ledger: Ledger, guest: str | None) -> set[str]:
-    records = [record for record in ledger.open() if guest in (None, record.guest)]
+    records = [record for record in ledger.open() if not record.ended and guest in (None, record.guest)]
     waiting = examine(records, ledger.fleet(), ledger.now())
     return {record.guest for record in records if unresolved(record)} | {
         finding.guest for finding in waiting if finding.action is Action.ASK

@@ -267,7 +267,9 @@ def test_a_cut_off_handover_is_unresolved_until_its_record_ends() -> None:
 
 
 def test_reconcile_says_of_every_guest_what_was_found_done_and_why() -> None:
-    settled = Settled("m-1", "web", Side.SOURCE, Status(outcome="failed", message="it goes on here"), "Redis is away")
+    settled = Settled(
+        "m-1", "web", Side.SOURCE, "beta", Status(outcome="failed", message="it goes on here"), "Redis is away"
+    )
     finding = Finding(
         "m-2", "db", Action.ASK, "the worker on beta no longer renews its lease", Side.DESTINATION, "beta"
     )

@@ -34,6 +34,7 @@ class Settled:
     migration: str
     guest: str
     side: Side
+    peer: str
     status: Status
     untold: str | None
 
@@ -43,6 +44,7 @@ class Settled:
             "migration": self.migration,
             "guest": self.guest,
             "side": str(self.side),
+            "peer": self.peer,
             "outcome": self.status.outcome,
             "reason": self.status.reason,
             "message": self.status.message,
