@@ -31,6 +31,11 @@ def drops_final_dirty() -> bool:
 
 
 def point(name: str) -> None:
-    """Stop here if a test asked for it."""
+    """Stop here if a test asked for it; the first time only, so that whoever is continued goes on to the end."""
     if _asked() == f"stop-at={name}":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        _stop()
+
+
+@cache
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -34,6 +34,8 @@ from workers.pairing.contract import Side
 PATIENCE = 90.0
 MEMORY = 32 << 20
 DIRTY_RATE = 20 << 20
+#: A limit that is met late or never, so that there are dirty rounds in every case, and an end to them.
+SEVERAL_ROUNDS = {"downtime-limit": 16, "max-rounds": 4, "on-stall": "force"}
 
 _names = (f"g{number}" for number in itertools.count(1))
 
@@ -110,7 +112,9 @@ class HarmedFleet:
         guest = self.alpha.guests.start(MemoryGuestSpec(name, MEMORY, DIRTY_RATE))
         guest.wait_filled(30)
         self.stop_at(point)
-        request = MigrateRequest(migration=new_migration_id(), guest=name, destination="beta")
+        request = MigrateRequest(
+            migration=new_migration_id(), guest=name, destination="beta", parameters=SEVERAL_ROUNDS
+        )
         until("the heartbeat that announces the guest", lambda: self._known(name))
         with self.ledger() as ledger:
             submit(ledger, request)

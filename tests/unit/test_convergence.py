@@ -17,10 +17,30 @@ def a_round(index: int, size: int, seconds: float) -> Round:
 
 def test_what_fits_the_downtime_limit_is_switched_over() -> None:
     bulk = (a_round(0, 1000 * MIB, 1.0),)
-    verdict = judge(bulk, (Survey(200 * MIB, 1.0),), LIMITS)
+    verdict = judge(bulk, (Survey(200 * MIB, 0.2),), LIMITS)
     assert verdict.ruling is Ruling.SWITCH_OVER
     assert verdict.expected_downtime == pytest.approx(0.215, abs=0.001)
     assert "215 ms of the 300 ms" in verdict.reason
+
+
+def test_a_round_that_halves_the_pause_is_worth_it() -> None:
+    bulk = (a_round(0, 1000 * MIB, 1.0),)
+    verdict = judge(bulk, (Survey(100 * MIB, 1.0),), LIMITS)
+    assert verdict.ruling is Ruling.CONTINUE, "100 MiB a second are written, 1000 moved"
+    assert "another round leaves about" in verdict.reason
+
+
+def test_a_round_that_hardly_helps_is_not_worth_it() -> None:
+    bulk = (a_round(0, 1000 * MIB, 1.0),)
+    verdict = judge(bulk, (Survey(100 * MIB, 0.1),), LIMITS)
+    assert verdict.ruling is Ruling.SWITCH_OVER, "1000 MiB a second are written, 1000 moved"
+
+
+def test_no_round_is_added_beyond_the_limits_or_for_fixed_costs() -> None:
+    bulk = (a_round(0, 1000 * MIB, 1.0),)
+    one_round = dataclasses.replace(LIMITS, max_rounds=1)
+    assert judge(bulk, (Survey(100 * MIB, 1.0),), one_round).ruling is Ruling.SWITCH_OVER
+    assert judge(bulk, (Survey(10 * MIB, 1.0),), LIMITS).ruling is Ruling.SWITCH_OVER
 
 
 def test_what_does_not_fit_goes_on_and_says_by_how_much() -> None:

@@ -1,9 +1,12 @@
 """The verdict after each round: switch over, go on, or stalled; always with its reason. No I/O, no clock.
 
 Criteria, in this order:
- 1. what is left can be moved within the downtime limit → switch over;
- 2. the round limit, the completion timeout or the progress timeout is reached → stalled: what then, the task chose;
- 3. otherwise go on.
+ 1. nothing is left → switch over;
+ 2. what is left can be moved within the downtime limit → switch over, unless another round is worth it: it would at
+    least halve the pause, and no limit forbids it. QEMU pauses the guest for as long as it may; one more round takes
+    less time than that pause, and the guest runs meanwhile;
+ 3. the round limit, the completion timeout or the progress timeout is reached → stalled: what then, the task chose;
+ 4. otherwise go on.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ _FIXED_SECONDS = 0.015
 _NEWEST = 0.4
 #: Rounds below this many bytes say more about latency than about the link.
 _TELLING_BYTES = 4 << 20
+#: Another round is worth it when it leaves at most this part of what is left now,
+_WORTH = 0.5
+#: and when the pause is not mostly made of fixed costs already.
+_WORTH_SECONDS = 2 * _FIXED_SECONDS
 #: Less is left than ever before by this factor: that is progress (VEP 248: 1 to 4 %).
 _PROGRESS = 0.98
 
@@ -71,22 +78,30 @@ def expected_rate(rounds: Sequence[Round]) -> float:
 
 def judge(rounds: Sequence[Round], surveys: Sequence[Survey], limits: Limits) -> Verdict:
     """The verdict on `rounds` (at least the bulk round) and on what each look after them found; the last is now."""
-    now = surveys[-1]
+    remaining = surveys[-1].remaining
     rate = expected_rate(rounds)
-    downtime = (now.remaining / rate if rate else 0.0) + _FIXED_SECONDS
-    if now.remaining == 0:
-        return Verdict(Ruling.SWITCH_OVER, "nothing is left to send", downtime)
-    if downtime <= limits.downtime:
-        reason = (
-            f"{now.remaining} bytes are left, {downtime * 1e3:.0f} ms of the {limits.downtime * 1e3:.0f} ms allowed"
-        )
-        return Verdict(Ruling.SWITCH_OVER, reason, downtime)
-    if stalled := _stalled(rounds, surveys, limits):
+    downtime = (remaining / rate if rate else 0.0) + _FIXED_SECONDS
+    fits = remaining == 0 or downtime <= limits.downtime
+    stalled = _stalled(rounds, surveys, limits)
+    if stalled and not fits:
         return Verdict(Ruling.STALLED, stalled, downtime)
-    reason = (
-        f"{now.remaining} bytes are left, {downtime * 1e3:.0f} ms, above the {limits.downtime * 1e3:.0f} ms allowed"
-    )
-    return Verdict(Ruling.CONTINUE, reason, downtime)
+    left = f"{remaining} bytes are left, {downtime * 1e3:.0f} ms"
+    allowed = f"the {limits.downtime * 1e3:.0f} ms allowed"
+    if not fits:
+        return Verdict(Ruling.CONTINUE, f"{left}, above {allowed}", downtime)
+    if not stalled and downtime > _WORTH_SECONDS and (after := _left_after(surveys, rate)) is not None:
+        return Verdict(Ruling.CONTINUE, f"{left} of {allowed}; another round leaves about {after:.0f} bytes", downtime)
+    return Verdict(Ruling.SWITCH_OVER, f"{left} of {allowed}" if remaining else "nothing is left to send", downtime)
+
+
+def _left_after(surveys: Sequence[Survey], rate: float) -> float | None:
+    """Bytes that the guest would write during another round; None unless that is little enough to be worth it."""
+    before = surveys[-2].at if len(surveys) > 1 else 0.0
+    now = surveys[-1]
+    if not rate or now.at <= before:
+        return None
+    written = now.remaining / (now.at - before) * (now.remaining / rate)
+    return written if written <= now.remaining * _WORTH else None
 
 
 def _stalled(rounds: Sequence[Round], surveys: Sequence[Survey], limits: Limits) -> str | None:
