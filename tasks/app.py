@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +23,7 @@ from tasks.migrate import Tasks
 from tasks.queues import served_by
 from tasks.records import LocalGuest
 from tasks.supervise import Supervisor
-from workers.attempt import Attempt, Status
+from workers.attempt import MOVER, Attempt, Status
 from workers.dirty.choose import TRACKERS
 from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
@@ -33,6 +36,12 @@ from workers.transports.open import KINDS
 
 #: Seconds between two heartbeats, as a part of the lease: two may be lost before anybody looks.
 _BEATS_PER_LEASE = 3
+#: Seconds before a consumer that ended on its own is started again.
+_BEFORE_SERVING_AGAIN = 1.0
+#: Workers have nothing to tell each other through Celery: claims and cancels are in the record.
+_ALONE = {"without_mingle": True, "without_gossip": True}
+
+log = logging.getLogger("droveway.worker")
 
 
 def make_app(settings: Settings) -> Celery:
@@ -52,8 +61,8 @@ def bell_for(settings: Settings) -> Bell:
     return MessageBell(sender(settings))
 
 
-def run_worker(settings: Settings, side: Side) -> int:
-    """Run this host's worker of one role until SIGTERM; the exit code. Movers outlive it.
+def run_worker(settings: Settings, side: Side, mover: Sequence[str] = MOVER) -> int:
+    """Run this host's worker of one role until SIGTERM; the exit code. Movers (`mover` DIRECTORY) outlive it.
 
     Raises HostError when the role has a worker here already, or /metrics cannot listen.
     """
@@ -62,7 +71,7 @@ def run_worker(settings: Settings, side: Side) -> int:
     metrics = Exporter()
     with closing(Ledger(settings)) as ledger:
         bell = MessageBell(_sender(app, settings))
-        host = host_service(settings, side, ledger, bell, metrics)
+        host = host_service(settings, side, ledger, bell, metrics, mover)
         _register(app, Tasks(ledger, bell, host, metrics))
         port = settings.host.metrics_source_port if side is Side.SOURCE else settings.host.metrics_destination_port
         stop_page = metrics.serve(settings.host.metrics_listen, port) if port else lambda: None
@@ -74,7 +83,9 @@ def run_worker(settings: Settings, side: Side) -> int:
             stop_page()
 
 
-def host_service(settings: Settings, side: Side, ledger: Ledger, bell: Bell, metrics: Exporter) -> HostService:
+def host_service(
+    settings: Settings, side: Side, ledger: Ledger, bell: Bell, metrics: Exporter, mover: Sequence[str] = MOVER
+) -> HostService:
     """One role of this host, with everything that it works with on a real machine."""
     guests = LocalGuests(settings.host.state_dir, settings.host.ram_dir)
     state_dir = settings.host.state_dir
@@ -85,7 +96,9 @@ def host_service(settings: Settings, side: Side, ledger: Ledger, bell: Bell, met
             return settle(attempt, guests, state_dir, pairing)
 
     lease = settings.worker.lease
-    supervisor = Supervisor(ledger, settle_one, metrics, settings.environment(), settings.worker.poll_interval, lease)
+    supervisor = Supervisor(
+        ledger, settle_one, metrics, settings.environment(), settings.worker.poll_interval, lease, command=mover
+    )
     return HostService(
         host=settings.host.name,
         side=side,
@@ -142,24 +155,33 @@ def _register(app: Celery, tasks: Tasks) -> None:
 
 
 def _consume(app: Celery, settings: Settings, side: Side, host: HostService) -> int:
-    """Serve the queues until a signal ends it."""
+    """Serve the queues until a signal ends it; the exit code."""
+    stopping = threading.Event()
 
     def keep_logging(**_: Any) -> None:
         """Being connected is what keeps Celery from configuring logging itself."""
 
     def let_go(**_: Any) -> None:
+        stopping.set()
         host.supervisor.detach(0)
 
     signals.setup_logging.connect(keep_logging)
     signals.worker_shutting_down.connect(let_go)
     try:
-        worker = app.Worker(
-            hostname=f"{side}@{settings.host.name}",
-            queues=served_by(settings.host.name, side),
-            quiet=True,
-        )
-        worker.start()
+        while True:
+            code = _serve_queues(app, settings, side)
+            if stopping.wait(_BEFORE_SERVING_AGAIN):
+                return code
+            # An envelope that is not JSON ends Celery's consumer (kombu reads it before anything can be refused); the
+            # message is gone from the queue by then, so that the next consumer does not meet it again.
+            log.error("the consumer ended on its own (%s); it is started again", code)
     finally:
         signals.setup_logging.disconnect(keep_logging)
         signals.worker_shutting_down.disconnect(let_go)
+
+
+def _serve_queues(app: Celery, settings: Settings, side: Side) -> int:
+    name = f"{side}@{settings.host.name}"
+    worker = app.Worker(hostname=name, queues=served_by(settings.host.name, side), quiet=True, **_ALONE)
+    worker.start()
     return int(worker.exitcode or 0)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from config.errors import MessageError
+from config.errors import MessageError, RequestError
 from config.names import check_name
 from workers.pairing.contract import Side
 
@@ -37,8 +37,18 @@ def _check_id(value: str) -> str:
     return value
 
 
-Host = Annotated[str, AfterValidator(lambda value: check_name("host", value))]
-GuestName = Annotated[str, AfterValidator(lambda value: check_name("guest", value))]
+def _check_name(kind: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        try:
+            return check_name(kind, value)
+        except RequestError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+
+    return check
+
+
+Host = Annotated[str, AfterValidator(_check_name("host"))]
+GuestName = Annotated[str, AfterValidator(_check_name("guest"))]
 MigrationId = Annotated[str, AfterValidator(_check_id)]
 #: Seconds since 1970.
 Moment = Annotated[float, Field(gt=0, lt=1e11)]
@@ -85,7 +95,8 @@ class MigrateRequest(Message):
 
     task = "droveway.migrate"
 
-    migration: MigrationId = Field(default_factory=new_migration_id)
+    #: Chosen by the producer (`new_migration_id`): a message that is delivered twice is one migration.
+    migration: MigrationId
     guest: GuestName
     destination: Host
     #: Where the guest is; checked when given, else looked up.
@@ -155,4 +166,5 @@ def _complaint(task: str, error: ValidationError) -> str:
     """The first complaint, without the value: it may be anything."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"A message {task} is malformed at {where!r:.80} ({first['msg']:.200}); it was dropped."
+    said = first["msg"].removeprefix("Value error, ")
+    return f"A message {task} is malformed at {where!r:.80} ({said:.200}); it was dropped."

@@ -1,0 +1,331 @@
+"""The ledger's promises one by one, on a real Redis: who may go, what is said to those who wait, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from config.errors import HostError, RefusedError, UnreachableError
+from config.settings import HistorySettings, RedisSettings, Settings, WorkerSettings
+from tasks.ledger.ledger import Answer, Ledger
+from tasks.messages import MigrateRequest
+from tasks.reconcile import Action, reconcile
+from tasks.records import LocalGuest, MigrationRecord, Submission
+from tasks.requests import admit, cancel, snapshot, submit, watch
+from tests.redis_server import RedisServer
+from workers.attempt import Job, Status
+from workers.pairing.contract import Side
+
+GIB = 1 << 30
+
+
+class RecordingBell:
+    def __init__(self) -> None:
+        self.rung: list[tuple[str, Side]] = []
+        self.asked: list[str] = []
+
+    def ring(self, record: MigrationRecord, side: Side) -> None:
+        self.rung.append((record.migration, side))
+
+    def reconcile(self, host: str) -> None:
+        self.asked.append(host)
+
+
+def offered(**changes: str) -> dict[str, str]:
+    capabilities = '["zero-pages", "verify-ram", "rdma-pin-all"]'
+    plain = {"address": "::1", "version": "1", "memory": str(4 * GIB), "memlock": "", "capabilities": capabilities}
+    return {**plain, "transports": "[]", "trackers": "[]", "slots:source": "1", "slots:destination": "1", **changes}
+
+
+def settings(server: RedisServer, **changes: Any) -> Settings:
+    redis = RedisSettings(url=SecretStr(server.url), prefix="ledger:")
+    return Settings(redis=redis, worker=WorkerSettings(lease=3600), **changes)
+
+
+@pytest.fixture
+def ledger(redis_server: RedisServer) -> Iterator[Ledger]:
+    with redis_server.client() as client:
+        client.delete(*client.keys("ledger:*") or ["ledger:none"])
+    ledger = Ledger(settings(redis_server))
+    guests = {"alpha": [LocalGuest("web", GIB, 0), LocalGuest("db", GIB, 7)], "beta": [LocalGuest("mail", GIB, 0)]}
+    for host in ("alpha", "beta", "gamma"):
+        beat(ledger, host, guests.get(host, []))
+    yield ledger
+    ledger.close()
+
+
+def beat(ledger: Ledger, host: str, guests: list[LocalGuest], *jobs: Job, **changes: str) -> None:
+    for side in Side:
+        ledger.heartbeat(host, side, offered(**changes), jobs, guests)
+
+
+def ask(ledger: Ledger, migration: str, guest: str, source: str, destination: str, **changes: Any) -> None:
+    plain = Submission(migration, guest, source, destination, GIB, {}, {})
+    assert ledger.submit(replace(plain, **changes))[0] is Answer.OK
+
+
+def taken(ledger: Ledger, migration: str, side: Side, nonce: str = "n") -> Job:
+    record = snapshot(ledger, migration)
+    assert record.epoch is not None
+    host, peer = record.side(side).host, record.side(side.peer).host
+    job = Job(migration, record.guest, record.epoch, side, nonce, host, peer, GIB, {}, {})
+    assert ledger.claim(job.ticket) is Answer.OK
+    return job
+
+
+# --- admission --------------------------------------------------------------------------------------------------------
+
+
+def test_both_ways_at_once_with_one_slot_each_do_not_wait_for_each_other(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ask(ledger, "m-2", "mail", "beta", "alpha")
+    assert ledger.admit() == ["m-1", "m-2"]
+
+
+def test_whoever_cannot_go_holds_up_nobody_and_is_told_why(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ask(ledger, "m-2", "db", "alpha", "gamma")
+    ask(ledger, "m-3", "mail", "beta", "gamma")
+    assert ledger.admit() == ["m-1", "m-3"]
+    assert snapshot(ledger, "m-2").waiting == "every source slot of alpha is taken"
+
+
+def test_the_oldest_goes_first_when_a_slot_is_free_again(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    ask(ledger, "m-2", "db", "alpha", "beta")
+    jobs = [taken(ledger, "m-1", side) for side in Side]
+    for job in jobs:
+        ledger.finish(job.ticket, Status(outcome="failed", reason="peer", message="no"))
+    ask(ledger, "m-3", "web", "alpha", "beta")
+    assert ledger.admit() == ["m-2"]
+
+
+def test_memory_is_reserved_with_the_slot(ledger: Ledger) -> None:
+    beat(ledger, "gamma", [], memory=str(2 * GIB - 1), **{"slots:destination": "2"})
+    ask(ledger, "m-1", "web", "alpha", "gamma")
+    ask(ledger, "m-2", "mail", "beta", "gamma")
+    assert ledger.admit() == ["m-1"]
+    assert snapshot(ledger, "m-2").waiting == f"gamma has {GIB - 1} bytes free, {GIB} are needed"
+    assert ledger.fleet().hosts["gamma"].free == GIB - 1
+
+
+def test_a_host_without_a_worker_admits_nobody(ledger: Ledger) -> None:
+    ledger.resign("beta", Side.DESTINATION)
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    assert ledger.admit() == []
+    assert snapshot(ledger, "m-1").waiting == "no destination worker is alive on beta"
+
+
+def test_epochs_go_on_from_what_the_journal_has_seen(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "db", "alpha", "beta")
+    ledger.admit()
+    assert snapshot(ledger, "m-1").epoch == 8
+
+
+def test_what_expired_while_it_waited_ends_and_says_what_for(ledger: Ledger) -> None:
+    ledger.resign("beta", Side.DESTINATION)
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    ask(ledger, "m-2", "db", "alpha", "gamma", expires=1.0)
+    assert ledger.admit() == []
+    assert (snapshot(ledger, "m-2").state, snapshot(ledger, "m-2").reason) == ("failed", "expired")
+    assert ledger.fleet().guests["db"].active is None
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_completed_migration_moves_the_guest_and_gives_everything_back(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    jobs = {side: taken(ledger, "m-1", side) for side in Side}
+    assert ledger.finish(jobs[Side.DESTINATION].ticket, Status(outcome="completed")) is Answer.OK
+    record = snapshot(ledger, "m-1")
+    assert (record.state, record.settled) == ("completed", False)
+    assert ledger.fleet().guests["web"].host == "beta"
+    assert ledger.finish(jobs[Side.SOURCE].ticket, Status(outcome="completed")) is Answer.OK
+    assert snapshot(ledger, "m-1").settled
+    assert ledger.open() == []
+    hosts = ledger.fleet().hosts
+    assert (hosts["alpha"].resident, hosts["beta"].resident, hosts["beta"].reserved) == (GIB, 2 * GIB, 0)
+    assert all(taken_ == 0 for host in hosts.values() for taken_ in host.busy.values())
+
+
+def test_a_contradiction_is_told_and_changes_nothing(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    jobs = {side: taken(ledger, "m-1", side) for side in Side}
+    ledger.finish(jobs[Side.SOURCE].ticket, Status(outcome="failed", reason="peer-lost", message="lost"))
+    assert ledger.finish(jobs[Side.DESTINATION].ticket, Status(outcome="completed")) is Answer.CONFLICT
+    record = snapshot(ledger, "m-1")
+    assert (record.state, record.reason, record.message) == ("failed", "peer-lost", "lost")
+    assert ledger.fleet().guests["web"].host == "alpha"
+
+
+def test_a_destination_that_gives_up_before_any_source_began_ends_it(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    job = taken(ledger, "m-1", Side.DESTINATION)
+    ledger.finish(job.ticket, Status(outcome="failed", reason="unreachable", message="nobody came"))
+    assert snapshot(ledger, "m-1").state == "failed"
+    late = Job("m-1", "web", 1, Side.SOURCE, "n", "alpha", "beta", GIB, {}, {})
+    assert ledger.claim(late.ticket) is Answer.ENDED
+
+
+def test_progress_leads_forward_only_and_only_the_source_knows(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    jobs = {side: taken(ledger, "m-1", side) for side in Side}
+    ledger.renew(jobs[Side.DESTINATION].ticket, Status(state="device"))
+    assert snapshot(ledger, "m-1").state == "setup"
+    ledger.renew(jobs[Side.SOURCE].ticket, Status(state="device", bytes={"transferred": 5}))
+    ledger.renew(jobs[Side.SOURCE].ticket, Status(state="active"))
+    record = snapshot(ledger, "m-1")
+    assert record.state == "device"
+    assert record.source.progress is not None
+
+
+def test_cancelling_ends_what_waits_and_asks_what_runs(ledger: Ledger) -> None:
+    bell = RecordingBell()
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    assert cancel(ledger, bell, "m-1") == "cancelled"
+    ask(ledger, "m-2", "web", "alpha", "beta")
+    ledger.admit()
+    jobs = {side: taken(ledger, "m-2", side) for side in Side}
+    assert cancel(ledger, bell, "m-2") == "cancelling"
+    assert ledger.renew(jobs[Side.SOURCE].ticket)[0] is Answer.CANCEL
+    assert ledger.renew(jobs[Side.DESTINATION].ticket)[0] is Answer.OK  # the source decides, and tells it
+    ledger.finish(jobs[Side.SOURCE].ticket, Status(outcome="cancelled", reason="cancelled"))
+    assert ledger.renew(jobs[Side.DESTINATION].ticket) == (Answer.ENDED, "cancelled")
+    with pytest.raises(RefusedError, match="is cancelled already"):
+        cancel(ledger, bell, "m-2")
+    with pytest.raises(RefusedError) as caught:
+        cancel(ledger, bell, "m-9")
+    assert caught.value.reason == "unknown-migration"
+
+
+# --- a Redis that forgot ----------------------------------------------------------------------------------------------
+
+
+def test_hosts_write_back_what_redis_forgot_before_anybody_else_is_admitted(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    ask(ledger, "m-1", "db", "alpha", "beta")
+    ledger.admit()
+    jobs = {side: taken(ledger, "m-1", side) for side in Side}
+    with redis_server.client() as client:
+        client.delete(*client.keys("ledger:*"))
+    beat(ledger, "beta", [LocalGuest("mail", GIB, 0)], jobs[Side.DESTINATION])
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0), LocalGuest("db", GIB, 8)], jobs[Side.SOURCE])
+    record = snapshot(ledger, "m-1")
+    assert (record.epoch, record.state, record.restored) == (8, "setup", True)
+    assert ledger.submit(Submission("m-2", "db", "alpha", "gamma", GIB, {}, {})) == (Answer.BUSY, "m-1")
+    ask(ledger, "m-3", "web", "alpha", "beta")
+    assert ledger.admit() == []
+    assert all(ledger.renew(job.ticket)[0] is Answer.OK for job in jobs.values())
+    for job in jobs.values():
+        assert ledger.finish(job.ticket, Status(outcome="completed")) is Answer.OK
+    assert ledger.fleet().guests["db"].host == "beta"
+
+
+def test_a_guest_is_forgotten_only_when_its_host_has_not_named_it_for_long(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    beat(ledger, "alpha", [LocalGuest("db", GIB, 7)])
+    assert "web" in ledger.fleet().guests
+    with redis_server.client() as client:
+        client.hset("ledger:guest:web", "seen", 1)
+    ledger.retell("alpha", [("web", 1, "given"), ("nobody", 1, "given")])
+    beat(ledger, "alpha", [LocalGuest("db", GIB, 7)])
+    assert "web" not in ledger.fleet().guests
+    assert ledger.fleet().hosts["alpha"].resident == GIB
+    with redis_server.client() as client:
+        assert client.keys("ledger:guest:*:handover") == []
+
+
+def test_only_a_higher_epoch_overrules_another_hosts_word(ledger: Ledger) -> None:
+    assert ledger.heartbeat("beta", Side.SOURCE, offered(), [], [LocalGuest("db", GIB, 7)]) == ["db"]
+    assert ledger.fleet().guests["db"].host == "alpha"
+    assert ledger.heartbeat("beta", Side.SOURCE, offered(), [], [LocalGuest("db", GIB, 8)]) == []
+    assert (ledger.fleet().guests["db"].host, ledger.fleet().guests["db"].epoch) == ("beta", 8)
+
+
+# --- what producers call ----------------------------------------------------------------------------------------------
+
+
+def request(migration: str = "m-1", **changes: Any) -> MigrateRequest:
+    return MigrateRequest(**{"migration": migration, "guest": "web", "destination": "beta", **changes})
+
+
+def test_the_same_request_twice_is_one_migration(ledger: Ledger) -> None:
+    bell = RecordingBell()
+    assert submit(ledger, request()) == submit(ledger, request()) == "m-1"
+    assert admit(ledger, bell) == ["m-1"]
+    assert bell.rung == [("m-1", side) for side in Side]
+    assert submit(ledger, request()) == "m-1"
+    with pytest.raises(RefusedError, match="already migrating") as caught:
+        submit(ledger, request("m-2"))
+    assert caught.value.reason == "busy"
+
+
+def test_watching_shows_every_change_up_to_the_end(ledger: Ledger) -> None:
+    submit(ledger, request())
+    seen = []
+    for record in watch(ledger, "m-1"):
+        seen.append(record.state)
+        if record.state == "queued":
+            ledger.admit()
+        elif record.state == "setup" and record.source.claimed is None:
+            jobs = [taken(ledger, "m-1", side) for side in Side]
+        elif record.state == "setup":
+            ledger.renew(jobs[0].ticket, Status(state="active"))
+        elif record.state == "active":
+            for job in jobs:
+                ledger.finish(job.ticket, Status(outcome="completed"))
+    assert list(dict.fromkeys(seen)) == ["queued", "setup", "active", "completed"]
+
+
+def test_reconcile_rings_gives_up_and_gives_back(ledger: Ledger, redis_server: RedisServer) -> None:
+    bell = RecordingBell()
+    submit(ledger, request())
+    ledger.admit()
+    with redis_server.client() as client:
+        client.hset("ledger:migration:m-1", mapping={"rung": 1, "admitted": round(ledger.now() - 30) * 1000})
+        report = reconcile(ledger, bell)
+        assert {finding.action for finding in report.findings} == {Action.RING}
+        assert bell.rung == [("m-1", side) for side in Side]
+        assert reconcile(ledger, bell).findings == ()  # just rung
+        client.hset("ledger:migration:m-1", mapping={"admitted": 1})
+        reconcile(ledger, bell)
+    record = snapshot(ledger, "m-1")
+    assert (record.state, record.reason) == ("failed", "no-worker")
+    assert ledger.open() == []
+    assert not any(ledger.fleet().hosts["alpha"].busy.values())
+
+
+def test_what_ended_is_forgotten_after_its_retention(redis_server: RedisServer, ledger: Ledger) -> None:
+    brief = Ledger(settings(redis_server, history=HistorySettings(retention=0.001)))
+    ask(brief, "m-1", "web", "alpha", "beta")
+    brief.cancel("m-1", "cancelled")
+    with redis_server.client() as client:
+        while client.exists("ledger:migration:m-1"):
+            pass
+        brief.prune()
+        assert client.keys("ledger:*m-1*") == []
+        assert client.zcard("ledger:migrations") == 0
+    brief.close()
+
+
+def test_a_redis_that_is_away_is_unreachable(own_redis_server: RedisServer) -> None:
+    ledger = Ledger(settings(own_redis_server))
+    own_redis_server.kill()
+    with pytest.raises(UnreachableError, match="cannot be reached"):
+        ledger.admit()
+    with pytest.raises((UnreachableError, HostError)):
+        ledger.fleet()
+    ledger.close()
