@@ -123,7 +123,7 @@ class Attempt:
         self.directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Renamed into place whole: a crash in between leaves no directory that looks like an attempt and is none.
         fresh = Path(tempfile.mkdtemp(prefix=".fresh-", dir=self.directory.parent))
-        _replace(fresh / "job.json", {"version": VERSION, **asdict(job)})
+        _replace(fresh / "job.json", {"version": VERSION, **asdict(job)}, durable=True)
         try:
             fresh.rename(self.directory)
         except OSError as error:
@@ -186,8 +186,11 @@ class Attempt:
         return Job(**{**document, "side": Side(document["side"])})
 
     def status(self) -> Status:
-        """What the mover last said; the default when it said nothing yet."""
-        document = _read(self.directory / "status.json")
+        """What the mover last said; the default when it said nothing yet, or what it said is damaged."""
+        try:
+            document = _read(self.directory / "status.json")
+        except HostError:  # it is not synced: a host that lost power may have kept its name and lost its text
+            document = None
         if document is None:
             return Status()
         document["rounds"] = tuple(document.get("rounds", ()))
@@ -249,10 +252,19 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _replace(path: Path, document: Mapping[str, Any]) -> None:
+def _replace(path: Path, document: Mapping[str, Any], *, durable: bool = False) -> None:
+    """`durable`: the text outlives a loss of power whenever the name does."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(document))
-    fresh.replace(path)
+    try:
+        with fresh.open("w") as file:
+            json.dump(document, file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -260,6 +272,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         document = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise HostError(f"{path} is damaged: not JSON") from None
     if not isinstance(document, dict):
         raise HostError(f"{path} is damaged: not an object")
     return document

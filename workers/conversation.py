@@ -37,7 +37,8 @@ class Conversation:
             return None
         message = decode(frame)
         if message.type is MessageType.ERROR:
-            raise PeerError(f"the other side failed: {message.body['message']}")
+            said = "".join(letter if letter.isprintable() else "?" for letter in message.body["message"])
+            raise PeerError(f"the other side failed: {said}")  # an operator's terminal shows it
         return message
 
     def expect(self, kinds: Collection[MessageType], timeout: float) -> Message:

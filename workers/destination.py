@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from config.capabilities import MigrationCapability as Capability
-from config.errors import HostError, MessageError, VerifyError
+from config.errors import HostError, MessageError, RefusedError, VerifyError
 from workers.digests import PageDigests, differing
 from workers.guests.contract import Guest
 from workers.guests.local import LocalGuests
@@ -32,7 +32,7 @@ def run(migration: Migration) -> None:
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         with migration.phase("pairing", "setup"):
             theirs = await_source(migration)
-            _refuse_what_does_not_fit(theirs)
+            _refuse_what_does_not_fit(migration, theirs)
             journal.begin(job.epoch, Side.DESTINATION, job.migration, job.peer_host)
             handover = Handover(journal, migration.pairing, State.LOADING, None)
         with handover.guarded():
@@ -45,8 +45,20 @@ def run(migration: Migration) -> None:
             migration.timeline.add("deregistration", time.monotonic() - closing)
 
 
-def _refuse_what_does_not_fit(theirs: Offer) -> None:
-    """Refused with the number that is missing, before anything is started."""
+def _refuse_what_does_not_fit(migration: Migration, theirs: Offer) -> None:
+    """Refused before BEGUN, which makes a guest of this name on this host an incoming copy that may be discarded."""
+    job, host = migration.job, migration.settings.host
+    if LocalGuests(host.state_dir, host.ram_dir).holds(job.guest):
+        raise RefusedError(
+            f"a guest named {job.guest} is on {job.host} already: stop it there, or go elsewhere", "guest-exists"
+        )
+    if theirs.guest is None or theirs.guest.get("name") != job.guest:
+        raise MessageError(f"the source's offer does not describe {job.guest}: run the same release on both hosts")
+    if theirs.memory > job.memory:
+        raise RefusedError(
+            f"{job.guest} has {theirs.memory} bytes of memory, {job.memory} were reserved here: migrate it again",
+            "host-memory",
+        )
     free = available_memory()
     if theirs.memory > free:
         raise HostError(
@@ -57,8 +69,7 @@ def _refuse_what_does_not_fit(theirs: Offer) -> None:
 def _twin(migration: Migration, theirs: Offer) -> Guest:
     """The incoming guest, started from what the source said of its own."""
     host = migration.settings.host
-    if theirs.guest is None:
-        raise MessageError("the source's offer does not describe its guest: upgrade the source's host")
+    assert theirs.guest is not None  # refused before
     return LocalGuests(host.state_dir, host.ram_dir).incoming(dict(theirs.guest))
 
 

@@ -18,6 +18,7 @@ fails after it leaves the guest where the journals say (handover/).
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from workers.pairing.contract import Pairing
 #: Seconds between two writes of the status file: what an operator's eye can use.
 _REPORT_INTERVAL = 0.2
 
+log = logging.getLogger("droveway.mover")
+
 
 class Progress:
     """What this mover says of itself: one Status, written to the attempt's directory when it is worth it."""
@@ -48,7 +51,10 @@ class Progress:
         """Change fields of the status. `now` writes at once: at each change of state or phase, and at the end."""
         self.status = dataclasses.replace(self.status, **changes)
         if now or self._clock() - self._written >= _REPORT_INTERVAL:
-            self._attempt.report(self.status)
+            try:
+                self._attempt.report(self.status)
+            except OSError as error:  # a full disk must not end a move that goes well: only the view of it stands still
+                log.warning("the status is not written: %s", error)
             self._written = self._clock()
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:

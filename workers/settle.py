@@ -6,20 +6,21 @@ the outcome is `unresolved`, and settling is tried again later: it never guesses
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from config.errors import RefusedError
+from config.errors import HostError, RefusedError
 from workers.attempt import Attempt, Job, Status
-from workers.guests.contract import Guest
+from workers.guests.contract import Guest, RunState
 from workers.guests.local import LocalGuests
 from workers.handover.drive import recover, recovering
-from workers.handover.journal import Journal, all_guests, driving, last_line
-from workers.handover.machine import Fact, facts_of, may_run
+from workers.handover.journal import Journal, Line, all_guests, driving, last_line
+from workers.handover.machine import Entry, Fact, facts_of, may_run
 from workers.handover.states import State
-from workers.pairing.contract import Pairing
+from workers.pairing.contract import Pairing, Side
 
 _OUTCOMES = {
     State.ABORTED: ("failed", "mover-died", "the source's mover died before the guest was given away: it goes on here"),
@@ -42,7 +43,8 @@ def settle(attempt: Attempt, guests: LocalGuests, state_dir: Path, pairing: Pair
     before = attempt.status()
     with driving(state_dir, job.guest) as journal:
         status = dataclasses.replace(before, **_settled(job, guests, journal, pairing, fenced=fenced))
-    attempt.report(status)
+    with contextlib.suppress(OSError):  # a full disk: settling again comes to the same end
+        attempt.report(status)
     return status
 
 
@@ -55,7 +57,7 @@ def _settled(job: Job, guests: LocalGuests, journal: Journal, pairing: Pairing, 
             "reason": "mover-died",
             "message": "the mover died at its start",
         }
-    state = recover(recovering(journal, pairing, _copy(guests, job.guest)), fenced=fenced)
+    state = recover(recovering(journal, pairing, _copy(guests, job.guest, journal.last)), fenced=fenced)
     outcome, reason, message = _OUTCOMES[state]
     return {
         "state": "device" if outcome == "unresolved" else outcome,
@@ -66,13 +68,25 @@ def _settled(job: Job, guests: LocalGuests, journal: Journal, pairing: Pairing, 
     }
 
 
-def _copy(guests: LocalGuests, name: str) -> Guest | None:
-    """This host's copy of the guest, running or not; None when its process is gone."""
+def _copy(guests: LocalGuests, name: str, last: Line) -> Guest | None:
+    """This host's copy of the guest, running or not; None when there is none."""
+    incoming = (last.side, last.entry) == (Side.DESTINATION, Entry.BEGUN)
+    if incoming and guests.half_made(name):
+        guests.stop(name)
     try:
         guest = guests.open(name)
     except RefusedError:
         return None
+    if incoming and _runs(guest):
+        return None  # an incoming twin never ran: this one is another guest of the same name, and not ours to end
     return guest
+
+
+def _runs(guest: Guest) -> bool:
+    try:
+        return guest.status() is RunState.RUNNING
+    except HostError:
+        return False
 
 
 def told_by_journals(state_dir: Path) -> Iterator[tuple[str, int, Fact]]:

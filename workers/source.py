@@ -130,6 +130,7 @@ def _transfer(migration: Migration, link: Link, registrar: Registrar, digests: P
         chunk_size=agreed.chunk_size,
         timeout=_ANSWER,
         progress=progress,
+        check=migration.check,
     )
 
 

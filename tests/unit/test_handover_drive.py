@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from config.errors import HostError
+from config.errors import CancelledError, HostError, UnresolvedError
 from workers.guests.contract import Guest, RunState
 from workers.handover.drive import Handover, recover, recovering
 from workers.handover.journal import Journal, driving
@@ -39,9 +39,17 @@ class Copy:
     def __init__(self, state: RunState | None = RunState.PAUSED) -> None:
         self.state = state
 
-    def status(self) -> RunState:
+        self.deaf = False
+
+    @property
+    def pid(self) -> int:
         if self.state is None:
             raise HostError("the guest's process is gone")
+        return 1
+
+    def status(self) -> RunState:
+        if self.state is None or self.deaf:
+            raise HostError("the guest's process is gone, or does not answer")
         return self.state
 
     def cont(self) -> None:
@@ -117,3 +125,40 @@ def test_an_operators_word_counts_for_nothing_once_taken_is_known(journal: Journ
     handover = standing(journal, Record((1, Fact.TAKEN)), copy, Side.SOURCE, Entry.GIVEN)
     assert recover(handover, fenced=True) is State.RELEASED
     assert copy.state is None
+
+
+def test_a_record_that_refuses_to_be_written_does_not_cut_off_a_handover_that_needs_no_record(journal: Journal) -> None:
+    record, copy = Record(), Copy()
+    handover = standing(journal, record, copy, Side.DESTINATION, Entry.READY)
+    record.ill = HostError("Redis is out of memory")
+    with handover.guarded():
+        handover.happen(Event.GIVEN)
+    assert (entry(journal), copy.state) == (Entry.TAKEN, RunState.RUNNING)
+
+
+def test_a_guest_that_was_taken_and_does_not_run_yet_is_no_failed_migration(journal: Journal) -> None:
+    record, copy = Record(), Copy()
+    handover = standing(journal, record, copy, Side.DESTINATION, Entry.READY)
+    handover.happen(Event.GIVEN)
+    with pytest.raises(UnresolvedError, match="cut off after TAKEN"), handover.guarded():
+        raise OSError("the status cannot be written")
+    copy.state = RunState.PAUSED
+    assert recover(recovering(journal, cast(Pairing, record), cast(Guest, copy))) is State.TAKEN
+    assert copy.state is RunState.RUNNING
+
+
+def test_a_guest_left_paused_by_an_abort_that_failed_is_left_to_settling(journal: Journal) -> None:
+    copy = Copy()
+    handover = standing(journal, Record(), copy, Side.SOURCE)
+    copy.deaf = True
+    with pytest.raises(UnresolvedError), handover.guarded():
+        raise CancelledError("cancelled")
+    copy.deaf = False
+    assert recover(recovering(journal, cast(Pairing, Record()), cast(Guest, copy))) is State.ABORTED
+    assert copy.state is RunState.RUNNING
+
+
+def test_a_source_whose_guest_has_ended_can_still_be_settled(journal: Journal) -> None:
+    record = Record()
+    assert recover(standing(journal, record, Copy(None), Side.SOURCE)) is State.ABORTED
+    assert (1, Fact.ABORTED) in record.known

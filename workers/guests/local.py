@@ -61,6 +61,14 @@ class LocalGuests:
         directory = self._directory(name)
         return _OPEN[_kind(directory)](directory)
 
+    def holds(self, name: str) -> bool:
+        """Whether this host has a guest of this name, alive, dead or half made."""
+        return (self._state_dir / "guests" / name).is_dir()
+
+    def half_made(self, name: str) -> bool:
+        """Whether a start was cut off before it wrote what it starts; `stop` removes what there is."""
+        return self.holds(name) and not (self._state_dir / "guests" / name / "guest.json").exists()
+
     def list(self) -> list[LocalGuest]:
         """Every guest of this host, by name, the dead ones too."""
         try:
@@ -74,10 +82,9 @@ class LocalGuests:
         try:
             self.open(name).quit()
         except HostError:
-            directory = self._directory(name)
-            if (directory / "guest.json").exists():
+            if not self.half_made(name):
                 raise
-            shutil.rmtree(directory)  # a start that was cut off before it wrote what it starts
+            shutil.rmtree(self._directory(name))
 
     def _directory(self, name: str) -> Path:
         directory = self._state_dir / "guests" / name

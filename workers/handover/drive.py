@@ -76,6 +76,7 @@ class Handover:
         self.epoch: int = journal.last.epoch
         self.state = state
         self.guest = guest
+        self._stuck = False
 
     def happen(self, event: Event) -> None:
         """Take the table's step. Raises what an action raises; the state is then as before, or as journalled."""
@@ -115,12 +116,18 @@ class Handover:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        with contextlib.suppress(PeerError):
-            self.happen(Event.ABORT if isinstance(error, _AbortedError) else Event.FAIL)
-        if self.state in (State.GIVEN, State.READY) and not isinstance(error, UnresolvedError):
+        try:
+            with contextlib.suppress(PeerError):
+                self.happen(Event.ABORT if isinstance(error, _AbortedError) else Event.FAIL)
+        except Exception as trouble:  # noqa: BLE001  # a full disk, a guest that does not answer: settling tries again
+            log.error("%s: what follows from the failure could not be done: %s", self.side, trouble)
+            self._stuck = True
+        # Once TAKEN is journalled the guest is this side's, whatever failed then: only settling may call that an end.
+        open_still = self._stuck or self.state in (State.GIVEN, State.READY, State.TAKEN)
+        if open_still and not isinstance(error, UnresolvedError):
             raise UnresolvedError(
-                f"the handover was cut off after {self.state.upper()} ({error}): the guest waits, paused; "
-                "`droveway reconcile` finishes it once both hosts or Redis can be reached"
+                f"the handover was cut off after {self.state.upper()} ({error}): `droveway reconcile` finishes it, "
+                "once both hosts or Redis can be reached and this host's disk takes writes"
             ) from error
         raise error
 
@@ -177,10 +184,13 @@ class Handover:
         return None if message is None else _IN_BAND.get(message.type)
 
     def look(self) -> Event | None:
-        """What the facts in the record amount to; None when they say nothing new, or Redis is away."""
+        """What the facts in the record amount to; None when they say nothing new, or Redis will not say them."""
         try:
             return self.look_closely()
         except UnreachableError:
+            return None
+        except DrovewayError as error:
+            log.warning("the record cannot be read: %s", error)
             return None
 
     def look_closely(self) -> Event | None:
@@ -202,16 +212,23 @@ class Handover:
             with contextlib.suppress(PeerError):
                 self._talk.say(message, {"epoch": self.epoch})
         if fact is not None:
-            with contextlib.suppress(UnreachableError):
+            try:
                 self._pairing.tell(fact.value, self.epoch)
+            except DrovewayError as error:  # away, or full, or a read-only replica: the hosts tell it again
+                log.warning("%s could not be told to the record: %s", fact, error)
 
     def stop(self) -> None:
         """Pause the guest."""
         self._the_guest().stop()
 
     def cont(self) -> None:
-        """Resume the guest."""
-        self._the_guest().cont()
+        """Resume the guest. A source whose guest has ended has nothing to resume, and must still end the attempt."""
+        try:
+            self._the_guest().cont()
+        except HostError as error:
+            if self.side is Side.DESTINATION or not self._process_is_gone():
+                raise
+            log.error("the guest is not resumed: %s", error)
 
     def drop(self) -> None:
         """End this side's copy; there may be none."""
@@ -235,6 +252,15 @@ class Handover:
         except HostError:
             return False
         return True
+
+    def _process_is_gone(self) -> bool:
+        """Gone for certain; a guest that only does not answer is not."""
+        if self.guest is None:
+            return True
+        try:
+            return not self.guest.pid
+        except HostError:
+            return True
 
     def _the_guest(self) -> Guest:
         if self.guest is None:

@@ -75,7 +75,11 @@ class Registrar:
     def writes(self, ranges: RangeTable, chunk_size: int) -> Writes:
         """Writes for registered `ranges`, cut at chunks and at region borders."""
         starts, ends = self._regions[:, 0].astype(np.int64), self._regions[:, 1].astype(np.int64)
-        borders = np.unique(np.concatenate([starts, ends, np.arange(0, self._memory_size, chunk_size)]))
+        # Only the borders within reach: all of them, for each batch, cost a 1 TiB guest more than its wire does.
+        low, high = (int(ranges.bounds[0, 0]), int(ranges.bounds[-1, 1])) if ranges else (0, 0)
+        near = slice(np.searchsorted(ends, low), np.searchsorted(starts, high))
+        chunks = np.arange(low // chunk_size * chunk_size, high, chunk_size)
+        borders = np.unique(np.concatenate([starts[near], ends[near], chunks]))
         pieces = ranges.cut(borders)
         region = np.searchsorted(starts, pieces[:, 0], "right") - 1
         if len(pieces) and ((region < 0).any() or (pieces[:, 1] > ends[region]).any()):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from config.errors import PeerLostError
 from workers.conversation import Conversation
 from workers.digests import PageDigests
 from workers.protocol import MessageType
@@ -19,6 +21,8 @@ from workers.transports.contract import Endpoint, Writes
 #: Bytes surveyed, registered and posted at a time: 16 chunks of 1 MiB. Smaller batches cost round trips, larger ones
 #: delay the destination's digesting, which runs one batch behind.
 BATCH = 16 << 20
+#: How often a wait looks up to see whether it was cancelled, in seconds.
+_LOOK_UP = 0.2
 
 
 class Transfer:
@@ -36,10 +40,12 @@ class Transfer:
         chunk_size: int,
         timeout: float,
         progress: Callable[[int, int], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """`digests` is None when neither `verify-ram` nor `zero-pages` is on.
 
-        `progress(done, total)` is called after each batch, in bytes of the round; it may raise to end the round.
+        `progress(done, total)` is called after each batch, in bytes of the round. `check` is called before each batch
+        is looked at, and every 0.2 s of waiting for the pace or the destination. Either may raise to end the round.
         """
         self._endpoint = endpoint
         self._talk = talk
@@ -50,6 +56,7 @@ class Transfer:
         self._chunk_size = chunk_size
         self._timeout = timeout
         self._progress = progress
+        self._check = check
 
     def prepare(self, populated: RangeTable) -> Iterable[RangeTable]:
         """Give the policy its look before the bulk round; what comes back is what `send_batches` takes."""
@@ -66,7 +73,7 @@ class Transfer:
         for writes in self._policy.writes(batches):
             self._settle(unsaid)
             if kind != "final":  # the guest is paused then: nobody gains from being slow
-                time.sleep(self._pacer.delay(writes.size, time.monotonic()))
+                self._sleep(self._pacer.delay(writes.size, time.monotonic()))
             self._endpoint.post(writes)
             unsaid = _ranges(writes)
             sent += writes.size
@@ -79,6 +86,7 @@ class Transfer:
     def _surveyed(self, ranges: RangeTable) -> Iterator[RangeTable]:
         """Batches less their zero pages, looked at only when asked for: beside the writes of the batch before."""
         for batch in ranges.batches(max(BATCH, self._chunk_size), self._chunk_size):
+            self._check()
             kept = self._looked_at(batch)
             if kept:
                 yield kept
@@ -94,8 +102,24 @@ class Transfer:
     def _settle(self, ranges: RangeTable) -> None:
         """Once these writes lie in the destination's memory, say so: it digests them beside the next ones."""
         if ranges:
-            self._endpoint.flush(self._timeout)
+            self._flush()
             self._talk.say(MessageType.WRITTEN, blob=ranges.to_bytes())
+
+    def _flush(self) -> None:
+        """Wait for the destination in short steps: a silent one must not keep a cancel waiting."""
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > _LOOK_UP:
+            self._check()
+            with contextlib.suppress(PeerLostError):  # out of time, or the connection's end, which the next call tells
+                return self._endpoint.flush(_LOOK_UP)
+            self._endpoint.in_flight()
+        return self._endpoint.flush(max(0.0, left))
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._check()
+            time.sleep(min(_LOOK_UP, left))
 
 
 def _ranges(writes: Writes) -> RangeTable:
