@@ -270,3 +270,13 @@ def test_a_journal_of_a_later_version_is_not_guessed_at(tmp_path: Path, monkeypa
     monkeypatch.undo()
     with pytest.raises(HostError, match="version 2"):
         Journal(path)
+
+
+def test_an_attempt_that_began_has_room_on_the_disk_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "journal" / "vm.journal"
+    with driving(tmp_path, "vm") as journal:
+        for epoch in range(1, 30):  # past the end of a block, wherever it lies
+            journal.begin(epoch, Side.SOURCE, "m", "b")
+            found = path.stat()
+            assert found.st_blocks * 512 >= found.st_size + 2048
+            journal.append(Entry.ABORTED)

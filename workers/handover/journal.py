@@ -10,6 +10,7 @@ with a flipped bit must not read as if the guest had never been given.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -32,6 +33,13 @@ VERSION = 1
 #: for whoever reads the file after an incident.
 _KEEP = 256
 _DIGEST_LENGTH = 16
+#: Bytes set aside at BEGUN for the attempt's other entries, a few hundred each: a disk that fills up while the guest is
+#: paused must not keep it paused.
+_ROOM = 4096
+_FALLOC_FL_KEEP_SIZE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,8 @@ class Journal:
             try:
                 size = os.fstat(fd).st_size
                 try:
+                    if line.entry is Entry.BEGUN:
+                        _set_aside(fd, size)
                     _write(fd, _encode(line))
                     if fresh:
                         _sync_directory(self._path.parent)
@@ -221,6 +231,14 @@ def _on_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise HostError(f"{path} cannot be written ({error.strerror}): free its disk, then reconcile") from None
+
+
+def _set_aside(fd: int, end: int) -> None:
+    """Blocks of the disk for what will be appended at `end`; the file stays as long as it is."""
+    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, end, _ROOM):
+        code = ctypes.get_errno()
+        if code != errno.EOPNOTSUPP:  # NFS before 4.2, say: there a full disk is met when it is met
+            raise OSError(code, os.strerror(code))
 
 
 def _write(fd: int, line: bytes) -> None:
