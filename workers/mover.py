@@ -20,6 +20,7 @@ from config.errors import CancelledError, DrovewayError, UnresolvedError
 from config.settings import Settings, load_settings
 from workers import destination, source
 from workers.attempt import Attempt, Job
+from workers.fault_injection import arm
 from workers.metrics.timeline import Timeline
 from workers.migration import Migration, Progress
 from workers.pairing.contract import Side
@@ -39,6 +40,7 @@ def main(directory: Path) -> int:
     cancelled = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: cancelled.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for whoever watches, not for the move
+    arm()
     attempt = Attempt(directory)
     job = attempt.begin()
     progress = Progress(attempt)
