@@ -15,7 +15,6 @@ import signal
 from functools import cache
 from pathlib import Path
 
-
 _armed = False
 
 
