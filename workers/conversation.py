@@ -66,6 +66,19 @@ class Conversation:
         if theirs != mine:
             raise PeerError(f"the other side is on attempt {dict(theirs)}, this side on {mine}: retry the migration")
 
+    def why_lost(self, lost: PeerLostError) -> PeerError:
+        """What the peer said of its own failure before it left, else `lost`: who writes notices the end first."""
+        while True:
+            try:
+                if self.hear(0) is None:
+                    return lost
+            except PeerLostError:
+                return lost
+            except PeerError as said:
+                return said
+            except MessageError:
+                return lost
+
     def report_failure(self, reason: str, message: str) -> None:
         """Tell the peer why this side gives up, if it still listens."""
         with contextlib.suppress(PeerError, MessageError):  # a deaf peer notices the connection's end instead

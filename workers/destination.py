@@ -81,10 +81,11 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
         with migration.phase("rounds", "active"):
             state = incoming.serve(lambda: _report(migration, incoming))
         with migration.phase("handover", "device"):
+            device, check = _parts(state)
             if digests:
-                _compare(digests, state, link.agreement.chunk_size)
+                _compare(digests, check, link.agreement.chunk_size)
             assert handover.guest is not None
-            handover.guest.load_state(bytes(state.blob[: state.body["state_bytes"]]))
+            handover.guest.load_state(bytes(device))
             handover.happen(Event.LOADED)
             handover.await_decision()
 
@@ -95,9 +96,17 @@ def _report(migration: Migration, incoming: Incoming) -> None:
     migration.progress.merge("bytes", {"transferred": incoming.written, "registered": registered})
 
 
-def _compare(digests: PageDigests, state: Message, chunk_size: int) -> None:
+def _parts(state: Message) -> tuple[memoryview, memoryview]:
+    """Device state, and the chunk digests behind it."""
+    size, blob = state.body["state_bytes"], memoryview(state.blob)
+    if not 0 <= size <= len(blob) or (len(blob) - size) % 8:
+        raise MessageError(f"the source sent a device state of {size} bytes in {len(blob)}")
+    return blob[:size], blob[size:]
+
+
+def _compare(digests: PageDigests, check: memoryview, chunk_size: int) -> None:
     """Raises VerifyError naming the first chunk that differs."""
-    theirs = np.frombuffer(state.blob[state.body["state_bytes"] :], "<u8")
+    theirs = np.frombuffer(check, "<u8")
     wrong = differing(digests.rollup(chunk_size), theirs.astype(np.uint64), chunk_size)
     if wrong:
         raise VerifyError(

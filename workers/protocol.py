@@ -113,7 +113,7 @@ def decode(frame: bytes) -> Message:
     try:
         kind = MessageType(number)
         body = json.loads(frame[_HEADER.size : _HEADER.size + body_size])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MessageError(f"the peer sent a message of unknown type {number} or with a damaged body") from None
     expected = _BODIES[kind]
     if not isinstance(body, dict) or body.keys() != expected.keys():

@@ -11,11 +11,11 @@ import numpy as np
 
 from config.capabilities import MigrationCapability as Capability
 from config.capabilities import OnStall
-from config.errors import HostError, StalledError
+from config.errors import HostError, MessageError, StalledError
 from workers.conversation import Conversation
 from workers.digests import PageDigests
 from workers.dirty.choose import choose
-from workers.dirty.content import ContentTracker, Digests
+from workers.dirty.content import CHUNK, ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.fault_injection import drops_final_dirty, point
@@ -85,7 +85,7 @@ def _tracking(migration: Migration, link: Link, guest: Guest, ram: Ram) -> Itera
     migration.progress.merge("choices", {"tracker": choice.kind, "tracker-reason": choice.reason})
     tracker: DirtyTracker
     if choice.kind == ContentTracker.kind:
-        tracker = ContentTracker(guest, ram, lambda: _ask_what_is_held(link.talk))
+        tracker = ContentTracker(guest, ram, lambda: _ask_what_is_held(link.talk, ram.size))
     else:
         tracker = choice.factory(guest, ram)
     if drops_final_dirty():
@@ -98,10 +98,17 @@ def _tracking(migration: Migration, link: Link, guest: Guest, ram: Ram) -> Itera
         tracker.close()
 
 
-def _ask_what_is_held(talk: Conversation) -> Callable[[], Digests]:
-    """Ask the destination for the hashes of its memory; what is returned waits for them."""
+def _ask_what_is_held(talk: Conversation, size: int) -> Callable[[], Digests]:
+    """Ask the destination for the hashes of its memory of `size` bytes; what is returned waits for them."""
     talk.say(MessageType.HELD_REQUEST)
-    return lambda: np.frombuffer(talk.expect([MessageType.HELD], _ANSWER).blob, "<u8")
+
+    def answer() -> Digests:
+        blob = talk.expect([MessageType.HELD], _ANSWER).blob
+        if len(blob) != -(-size // CHUNK) * 8:
+            raise MessageError(f"the destination sent {len(blob)} bytes of hashes for {size} bytes of memory")
+        return np.frombuffer(blob, "<u8")
+
+    return answer
 
 
 def _digests(link: Link, ram: Ram) -> PageDigests | None:

@@ -12,7 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from config.errors import DrovewayError, HostError, PeerError, UnreachableError, UnresolvedError
+from config.errors import (
+    DrovewayError,
+    HostError,
+    MessageError,
+    PeerError,
+    PeerLostError,
+    UnreachableError,
+    UnresolvedError,
+)
 from workers.conversation import Conversation
 from workers.fault_injection import point
 from workers.guests.contract import Guest
@@ -103,7 +111,7 @@ class Handover:
         except BaseException as error:  # noqa: BLE001  # `_fail` raises it again, or what it amounts to
             if self.side is Side.DESTINATION and isinstance(error, DrovewayError) and not isinstance(error, PeerError):
                 talk.report_failure(error.reason, str(error))
-            self._fail(error)
+            self._fail(talk.why_lost(error) if isinstance(error, PeerLostError) else error)
         finally:
             self._talk = None
 
@@ -177,7 +185,7 @@ class Handover:
             return None
         try:
             message = self._talk.hear(_LOOK / 5)
-        except PeerError as error:
+        except (PeerError, MessageError) as error:
             log.warning("the connection ended (%s); from here on the record must tell", error)
             self._talk = None
             return None

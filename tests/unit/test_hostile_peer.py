@@ -1,0 +1,72 @@
+"""What a broken or hostile peer says ends the attempt with a sentence, and hides nothing that an honest one said."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import cast
+
+import pytest
+
+from config.errors import MessageError, PeerError, PeerLostError
+from workers import destination, source
+from workers.conversation import Conversation
+from workers.protocol import Message, MessageType, decode, encode
+from workers.transports.contract import Endpoint
+
+
+class Line:
+    """An endpoint that gives out these frames, and then says that the peer has left."""
+
+    def __init__(self, *frames: bytes) -> None:
+        self._frames = deque(frames)
+
+    def send(self, message: bytes) -> None:
+        pass
+
+    def receive(self, timeout: float) -> bytes:
+        if not self._frames:
+            raise PeerLostError("the connection ended")
+        return self._frames.popleft()
+
+
+def talk(*messages: Message) -> Conversation:
+    return Conversation(cast(Endpoint, Line(*map(encode, messages))), lambda: None)
+
+
+def failure(text: str) -> Message:
+    return Message(MessageType.ERROR, {"reason": "host", "message": text})
+
+
+def test_a_body_too_deep_to_be_read_is_refused() -> None:
+    body = b"[" * 100_000
+    with pytest.raises(MessageError):
+        decode(struct.pack("!4sBBHII", b"DRVW", 1, MessageType.HELLO, 0, len(body), 0) + body)
+
+
+def test_the_reason_that_the_peer_gave_is_told_and_not_that_it_left() -> None:
+    said = talk(Message(MessageType.ROUND_DONE, {"round": 1}), failure("memory cannot be locked"))
+    assert "memory cannot be locked" in str(said.why_lost(PeerLostError("the connection ended")))
+
+
+def test_a_peer_that_left_without_a_word_is_lost() -> None:
+    lost = PeerLostError("the connection ended")
+    assert talk().why_lost(lost) is lost
+
+
+def test_the_peers_words_cannot_drive_an_operators_terminal() -> None:
+    with pytest.raises(PeerError) as caught:
+        talk(failure("\x1b[2Jgone")).hear(0)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [-1, 3, 17, 1 << 40])
+def test_a_device_state_that_does_not_fit_its_message_is_refused(size: int) -> None:
+    with pytest.raises(MessageError):
+        destination._parts(Message(MessageType.STATE, {"state_bytes": size}, bytes(16)))
+
+
+@pytest.mark.parametrize("blob", [b"", bytes(7), bytes(24)])
+def test_hashes_of_another_memory_are_refused(blob: bytes) -> None:
+    with pytest.raises(MessageError):
+        source._ask_what_is_held(talk(Message(MessageType.HELD, {}, blob)), 128 << 10)()
