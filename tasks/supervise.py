@@ -18,6 +18,7 @@ from config.errors import DrovewayError
 from tasks.ledger.ledger import Answer, Ledger
 from workers.attempt import MOVER, Attempt, Job, Status
 from workers.metrics.exporter import Exporter
+from workers.pairing.contract import Side
 
 log = logging.getLogger("droveway.supervise")
 
@@ -141,8 +142,11 @@ class Supervisor:
             told.lost = True
             self.metrics.lease_lost(job.side)
             log.error("%s: the record gave its claim to another; its mover is asked to cancel", attempt.directory.name)
-        # Asking to cancel is always safe: after GIVEN the mover goes on to the end all the same.
-        if answer in (Answer.CANCEL, Answer.FENCED) or (answer is Answer.ENDED and state != "completed"):
+        # Asking to cancel is always safe: after GIVEN the mover goes on to the end all the same. The source's mover
+        # tells the other one: were both asked, the source might hear first that its peer is gone, and call that a
+        # failure.
+        wanted = answer is Answer.CANCEL and job.side is Side.SOURCE
+        if wanted or answer is Answer.FENCED or (answer is Answer.ENDED and state != "completed"):
             attempt.cancel()
 
     def _finish(self, job: Job, status: Status) -> bool:

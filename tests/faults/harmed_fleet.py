@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +16,15 @@ from typing import Self, TypeVar
 
 from config.errors import DrovewayError, UnreachableError
 from config.settings import RedisSettings
+from tasks.app import bell_for
+from tasks.cli.guest import announce
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MigrateRequest, new_migration_id
 from tasks.one_machine.fleet import LocalFleet
 from tasks.one_machine.host import LocalHost
 from tasks.reconcile import reconcile
 from tasks.records import MigrationRecord
-from tasks.requests import admit, submit
+from tasks.requests import admit, cancel, submit
 from tests.redis_server import RedisServer
 from workers.attempt import Attempt
 from workers.guests.contract import RunState
@@ -104,36 +106,46 @@ class HarmedFleet:
         """Movers that start from now on stop themselves there."""
         self.fault.write_text(f"stop-at={point}" if point else "")
 
-    def begin(self, *, point: str = "") -> tuple[str, str]:
-        """A filled guest on alpha and its migration to beta; (guest, migration)."""
-        from tasks.app import bell_for
-
+    def begin(
+        self,
+        *,
+        point: str = "",
+        source: str = "alpha",
+        destination: str = "beta",
+        parameters: Mapping[str, int | str] = SEVERAL_ROUNDS,
+        dirty_rate: int = DIRTY_RATE,
+        keep_fault: bool = False,
+    ) -> tuple[str, str]:
+        """A filled guest and its migration, whose movers stop themselves at `point`; (guest, migration)."""
         name = next(_names)
-        guest = self.alpha.guests.start(MemoryGuestSpec(name, MEMORY, DIRTY_RATE))
+        host = self.host(source)
+        guest = host.guests.start(MemoryGuestSpec(name, MEMORY, dirty_rate))
         guest.wait_filled(30)
-        self.stop_at(point)
+        if not keep_fault:
+            self.stop_at(point)
         request = MigrateRequest(
-            migration=new_migration_id(), guest=name, destination="beta", parameters=SEVERAL_ROUNDS
+            migration=new_migration_id(), guest=name, destination=destination, parameters=dict(parameters)
         )
-        until("the heartbeat that announces the guest", lambda: self._known(name))
         with self.ledger() as ledger:
+            announce(ledger, host.settings, guest)
             submit(ledger, request)
             admit(ledger, bell_for(self.fleet.settings))
         return name, request.migration
 
-    def _known(self, guest: str) -> bool:
-        with self.ledger() as ledger, contextlib.suppress(UnreachableError):
-            return guest in ledger.fleet().guests
-        return False
+    def cancel(self, migration: str) -> None:
+        """As `droveway cancel` does."""
+        with self.ledger() as ledger:
+            cancel(ledger, bell_for(self.fleet.settings), migration)
 
     def held(self, side: Side, migration: str) -> tuple[Attempt, int]:
         """The mover of that side, once it has stopped itself; its attempt and process id."""
         return until(f"the {side} mover's stop", lambda: self._held(side, migration))
 
     def _held(self, side: Side, migration: str) -> tuple[Attempt, int] | None:
-        for attempt in self.host_of(side).attempts(side):
-            if attempt.job().migration == migration and (pid := _stopped(attempt)):
-                return attempt, pid
+        for host in (self.alpha, self.beta):
+            for attempt in host.attempts(side):
+                if attempt.job().migration == migration and (pid := _stopped(attempt)):
+                    return attempt, pid
         return None
 
     def mover(self, side: Side, migration: str) -> int:
@@ -155,8 +167,6 @@ class HarmedFleet:
         return until(f"the end of {migration}", lambda: self._settled(migration))
 
     def _settled(self, migration: str) -> MigrationRecord | None:
-        from tasks.app import bell_for
-
         with contextlib.suppress(DrovewayError), self.ledger() as ledger:
             reconcile(ledger, bell_for(self.fleet.settings))
             record = ledger.find(migration)
@@ -224,6 +234,14 @@ def _stopped(attempt: Attempt) -> int | None:
         if pid and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
             return pid
     return None
+
+
+def asked_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a stopped process to go on."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(("SigPnd:", "ShdPnd:")) and int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return True
+    return False
 
 
 def let_go_on(pid: int) -> None:

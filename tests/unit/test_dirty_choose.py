@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from config.capabilities import DirtyTrackerChoice
 from config.errors import HostError, RequestError
 from workers.dirty.choose import KINDS, choose
 
@@ -47,7 +48,7 @@ def test_a_forced_kind_is_taken_though_a_better_one_works():
 
 
 def test_an_unknown_kind_is_the_callers_error_and_names_the_known_ones():
-    with pytest.raises(RequestError, match="pagemap_scan, userfaultfd, content"):
+    with pytest.raises(RequestError, match="pagemap-scan, userfaultfd, content"):
         choose("dirty-ring")
 
 
@@ -57,4 +58,8 @@ def test_when_nothing_works_every_reason_is_given():
 
 
 def test_best_comes_first():
-    assert KINDS == ("pagemap_scan", "userfaultfd", "content")
+    assert KINDS == ("pagemap-scan", "userfaultfd", "content")
+
+
+def test_every_tracker_can_be_asked_for_by_the_parameters_own_word():
+    assert {choice.value for choice in DirtyTrackerChoice} == {"auto", *KINDS}

@@ -26,7 +26,7 @@ _FEATURES = kernel.WP_ASYNC | kernel.WP_UNPOPULATED | kernel.WP_HUGETLBFS_SHMEM
 class PagemapScanTracker:
     """Asynchronous write protection plus PAGEMAP_SCAN; see the module."""
 
-    kind: ClassVar[str] = "pagemap_scan"
+    kind: ClassVar[str] = "pagemap-scan"
     reads_everything: ClassVar[bool] = False
     sees_kernel_writes: ClassVar[bool] = True
 

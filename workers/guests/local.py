@@ -13,6 +13,7 @@ from config.errors import HostError, RefusedError, RequestError
 from workers.guests.contract import Guest, RunState
 from workers.guests.memory import DEFAULT_RAM_DIR, MemoryGuest, incoming_memory_guest, start_memory_guest
 from workers.guests.memory_spec import MemoryGuestSpec
+from workers.handover.journal import driving
 
 _OPEN: Mapping[str, Callable[[Path], Guest]] = {MemoryGuest.kind: MemoryGuest}
 _INCOMING: Mapping[str, Callable[[Path, Path, dict[str, Any]], Guest]] = {MemoryGuest.kind: incoming_memory_guest}
@@ -42,8 +43,14 @@ class LocalGuests:
         self._ram_dir = ram_dir
 
     def start(self, spec: MemoryGuestSpec) -> MemoryGuest:
-        """Start a memory guest. Raises as `start_memory_guest`."""
-        return start_memory_guest(self._state_dir, self._ram_dir, spec)
+        """Start a memory guest. Raises as `start_memory_guest`, and RefusedError (`unresolved`, `busy`).
+
+        A journal that ends with a guest of this name that left must say that this is another one, or it may not run.
+        """
+        with driving(self._state_dir, spec.name) as journal:
+            if not self.holds(spec.name):
+                journal.bear()
+            return start_memory_guest(self._state_dir, self._ram_dir, spec)
 
     def incoming(self, description: dict[str, Any]) -> Guest:
         """Start the incoming twin of a guest, of whatever kind this host can run.

@@ -24,8 +24,7 @@ from pathlib import Path
 import xxhash
 
 from config.errors import HostError, RefusedError
-from workers.handover.machine import Entry, Handed, resumed
-from workers.handover.states import SETTLED
+from workers.handover.machine import Entry, Handed, settled
 from workers.pairing.contract import Side
 
 VERSION = 1
@@ -82,14 +81,26 @@ class Journal:
                 f"epoch {epoch} of {self._path.stem} is stale: this host has seen {self.last.epoch}; submit again",
                 "stale-epoch",
             )
-        if self.last is not None and resumed(self.last.handed) not in SETTLED:
+        self._require_settled()
+        self._compact()
+        self._append(Line(epoch, side, Entry.BEGUN, migration, peer, time.time()))
+
+    def bear(self) -> None:
+        """Journal BORN: a new guest of this name starts here. Nothing is written where no guest of the name ever moved.
+
+        Raises RefusedError (`unresolved`) when the guest before it is not settled here.
+        """
+        if self.last is not None:
+            self._require_settled()
+            self._append(Line(self.last.epoch, Side.SOURCE, Entry.BORN, "", "", time.time()))
+
+    def _require_settled(self) -> None:
+        if self.last is not None and not settled(self.last.handed):
             raise RefusedError(
                 f"{self._path.stem} still has {self.last.entry} of migration {self.last.migration} here: "
                 "`droveway reconcile` first",
                 "unresolved",
             )
-        self._compact()
-        self._append(Line(epoch, side, Entry.BEGUN, migration, peer, time.time()))
 
     def append(self, entry: Entry, *, epoch: int | None = None) -> None:
         """Journal the attempt's next entry; durable on return. `epoch` only rises, for TAKEN_BACK.

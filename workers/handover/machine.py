@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from config.errors import DrovewayError, PeerError
-from workers.handover.states import FROM_PEER, TABLES, Event, State, Step
+from workers.handover.states import FROM_PEER, SETTLED, TABLES, Event, State, Step
 from workers.pairing.contract import Side
 
 
 class Entry(StrEnum):
     """What a journal can say of one attempt."""
 
+    BORN = "born"  # no attempt: a new guest of this name was started here, the one before it is gone
     BEGUN = "begun"
     READY = "ready"
     GIVEN = "given"
@@ -63,8 +64,13 @@ def step(side: Side, state: State, event: Event) -> Step:
     raise IllegalStepError(f"{side} cannot {event} in state {state}")
 
 
+def settled(handed: Handed) -> bool:
+    """Whether nothing is left to do here for what the journal ends with."""
+    return handed.entry is Entry.BORN or resumed(handed) in SETTLED
+
+
 def resumed(handed: Handed) -> State:
-    """Where a side starts again that finds this at the end of its journal.
+    """Where a side starts again that finds this at the end of its journal; BORN, which is no attempt, is never asked.
 
     BEGUN stands for everything before the first promise. Whether the guest was paused by then is not known, and need
     not be: RECOVER does the same in OWNING and PAUSED.
@@ -106,4 +112,4 @@ def may_run(handed: Handed) -> bool:
     """Whether this host's journal allows the guest to run here: the one rule that prevents two copies."""
     if handed.entry is Entry.BEGUN:
         return handed.side is Side.SOURCE
-    return handed.entry in (Entry.ABORTED, Entry.TAKEN, Entry.TAKEN_BACK)
+    return handed.entry in (Entry.BORN, Entry.ABORTED, Entry.TAKEN, Entry.TAKEN_BACK)

@@ -1,0 +1,125 @@
+"""More than one thing at once, with real movers: both ways, one slot each, messages that come again, cancels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.app import bell_for
+from tests.faults.harmed_fleet import HarmedFleet, asked_to_end, let_go_on, until
+from workers.guests.contract import RunState
+from workers.pairing.contract import Side
+
+pytestmark = pytest.mark.faults
+
+
+def test_both_ways_at_once_with_one_slot_each_do_not_wait_for_each_other(fleet: HarmedFleet) -> None:
+    fleet.stop_at("source.sending")  # so that both are really under way at the same time
+    there, onward = fleet.begin(point="source.sending")
+    back, homeward = fleet.begin(point="source.sending", source="beta", destination="alpha")
+    _, first = fleet.held(Side.SOURCE, onward)
+    _, second = fleet.held(Side.SOURCE, homeward)
+    for pid in (first, second):
+        let_go_on(pid)
+    assert fleet.settled(onward).state == "completed"
+    assert fleet.settled(homeward).state == "completed"
+    fleet.assert_runs_once(there, "beta")
+    fleet.assert_runs_once(back, "alpha")
+
+
+def test_a_second_guest_waits_for_the_slot_and_then_goes(fleet: HarmedFleet) -> None:
+    first, leading = fleet.begin(point="source.sending")
+    _, pid = fleet.held(Side.SOURCE, leading)
+    second, following = fleet.begin()
+    record = fleet.record(following)
+    assert record is not None
+    assert (record.state, record.epoch) == ("queued", None)
+    assert record.waiting, "and says for what"
+    let_go_on(pid)
+    assert fleet.settled(leading).state == "completed"
+    assert fleet.settled(following).state == "completed"
+    fleet.assert_runs_once(first, "beta")
+    fleet.assert_runs_once(second, "beta")
+
+
+def test_the_same_message_delivered_three_times_is_one_run(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="source.sending")
+    attempt, pid = fleet.held(Side.SOURCE, migration)
+    bell = bell_for(fleet.fleet.settings)
+    record = fleet.record(migration)
+    assert record is not None
+    for _ in range(2):
+        for side in Side:
+            bell.ring(record, side)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "completed"
+    for side in Side:
+        bell.ring(record, side)  # and once more, when all is over
+    fleet.assert_runs_once(guest, "beta")
+    assert not attempt.directory.exists()
+
+
+@pytest.mark.parametrize("point", ["source.pairing", "source.sending", "source.rounds", "source.paused"])
+def test_a_cancel_before_the_guest_is_given_leaves_it_where_it_is(fleet: HarmedFleet, point: str) -> None:
+    guest, migration = fleet.begin(point=point)
+    _, pid = fleet.held(Side.SOURCE, migration)
+    fleet.cancel(migration)
+    until("the supervisor's SIGTERM", lambda: asked_to_end(pid))
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "cancelled"
+    fleet.assert_runs_once(guest, "alpha")
+
+
+def test_a_cancel_does_not_wait_for_a_destination_that_hangs(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="destination.rounds")
+    _, pid = fleet.held(Side.DESTINATION, migration)
+    fleet.cancel(migration)
+    until("the record's word", lambda: (found := fleet.record(migration)) and found.state == "cancelled")
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "cancelled"
+    fleet.assert_runs_once(guest, "alpha")
+
+
+def test_a_cancel_that_comes_after_the_guest_was_given_is_too_late(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="source.given")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    fleet.cancel(migration)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "completed"
+    fleet.assert_runs_once(guest, "beta")
+
+
+def test_a_guest_whose_process_dies_at_the_source_fails_its_move_and_nothing_else(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="source.sending")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    fleet.alpha.guests.stop(guest)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "failed"
+    assert fleet.copies(guest) == {}
+
+
+def test_a_destination_whose_copy_dies_before_ready_leaves_the_guest_at_the_source(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="destination.handover")
+    _, pid = fleet.held(Side.DESTINATION, migration)
+    fleet.beta.guests.stop(guest)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "failed"
+    fleet.assert_runs_once(guest, "alpha")
+
+
+@pytest.mark.parametrize("tracker", ["pagemap-scan", "userfaultfd", "content"])
+def test_every_tracker_moves_a_guest_whole(fleet: HarmedFleet, tracker: str) -> None:
+    guest, migration = fleet.begin(parameters={"dirty-tracker": tracker})
+    assert fleet.settled(migration).state == "completed"
+    fleet.assert_runs_once(guest, "beta")
+
+
+def test_a_tracker_that_forgets_the_last_writes_is_seen_by_the_guest(fleet: HarmedFleet) -> None:
+    """The control: were this to pass, no other test here would mean anything."""
+    fleet.fault.write_text("drop-final-dirty")
+    guest, migration = fleet.begin(keep_fault=True, dirty_rate=100 << 20)
+    assert fleet.settled(migration).state == "completed"
+    copy = fleet.copies(guest)["beta"]
+    assert copy.status() is RunState.RUNNING
+    report = until("the guest's notice", lambda: found if (found := copy.query_oracle(full=True))["corrupt"] else None)
+    assert set(report["corrupt_kinds"]) <= {"stale", "lost"}
+    fleet.beta.guests.stop(guest)
