@@ -64,7 +64,7 @@ class MigrationCapability(StrEnum):
         "zero-pages",
         True,
         "",
-        "Leave out pages of zeros: fresh memory has them already, so they are neither sent, nor registered, nor stored.",
+        "Leave out pages of zeros: fresh memory has them already; neither sent, nor registered, nor stored.",
     )
     VERIFY_RAM = (
         "verify-ram",

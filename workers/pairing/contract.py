@@ -40,7 +40,7 @@ class Pairing(Protocol):
     """One side's view of the pairing of one attempt."""
 
     def publish(self, offer: bytes) -> None:
-        """Put my offer (≤ 64 KiB) where the peer looks. Raises RefusedError (reason `fenced`): the claim is not mine."""
+        """Put my offer (≤ 64 KiB) where the peer looks. Raises RefusedError (`fenced`): the claim is not mine."""
         ...
 
     def refuse(self, reason: str, message: str) -> None:
