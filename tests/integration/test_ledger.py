@@ -255,6 +255,71 @@ def test_only_a_higher_epoch_overrules_another_hosts_word(ledger: Ledger) -> Non
     assert (ledger.fleet().guests["db"].host, ledger.fleet().guests["db"].epoch) == ("beta", 8)
 
 
+def forgotten(server: RedisServer) -> None:
+    with server.client() as client:
+        client.delete(*client.keys("ledger:*"))
+
+
+def test_a_restored_destination_alone_neither_decides_nor_is_decided_for(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    ask(ledger, "m-1", "db", "alpha", "beta")
+    ledger.admit()
+    job = taken(ledger, "m-1", Side.DESTINATION)
+    forgotten(redis_server)
+    beat(ledger, "beta", [], job)
+    assert ledger.abandon("m-1", 8, 0, "") is Answer.CLAIMED
+    late = replace(job, side=Side.SOURCE, host="alpha", peer_host="beta")
+    assert ledger.claim(late.ticket) is Answer.FENCED
+    assert ledger.cancel("m-1", "")[0] is Answer.ASKED
+    assert ledger.finish(job.ticket, Status(outcome="failed", reason="peer-lost")) is Answer.OK
+    assert not snapshot(ledger, "m-1").ended  # the source may be at work, its heartbeat only late
+    assert ledger.abandon("m-1", 8, 0, "") is Answer.OK
+
+
+def test_an_attempt_whose_guest_was_promised_to_another_meanwhile_is_not_restored(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    ask(ledger, "m-1", "db", "alpha", "beta")
+    ledger.admit()
+    job = taken(ledger, "m-1", Side.DESTINATION)
+    forgotten(redis_server)
+    beat(ledger, "alpha", [LocalGuest("db", GIB, 8)])
+    ask(ledger, "m-2", "db", "alpha", "gamma")
+    beat(ledger, "beta", [], job)
+    assert ledger.find("m-1") is None
+    assert ledger.fleet().guests["db"].active == "m-2"
+
+
+def test_only_what_nobody_took_up_is_given_up(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    assert ledger.abandon("m-1", 1, 3600, "") is Answer.EARLY
+    assert ledger.abandon("m-1", 2, 0, "") is Answer.FENCED
+    taken(ledger, "m-1", Side.SOURCE)
+    assert ledger.abandon("m-1", 1, 0, "") is Answer.CLAIMED
+
+
+def test_an_ended_migration_keeps_the_slot_of_a_side_that_still_renews(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    jobs = {side: taken(ledger, "m-1", side) for side in Side}
+    ledger.finish(jobs[Side.SOURCE].ticket, Status(outcome="failed"))
+    assert ledger.release("m-1") == []
+    with redis_server.client() as client:
+        client.hset("ledger:migration:m-1", "lease:destination", 1)
+    assert ledger.release("m-1") == [Side.DESTINATION]
+    assert ledger.open() == []
+
+
+def test_a_guest_that_has_just_moved_or_gone_is_not_taken(ledger: Ledger) -> None:
+    assert ledger.submit(Submission("m-1", "web", "gamma", "beta", GIB, {}, {})) == (Answer.MOVED, "alpha")
+    assert ledger.submit(Submission("m-1", "nobody", "gamma", "beta", GIB, {}, {})) == (Answer.UNKNOWN, "")
+    assert ledger.find("m-1") is None
+
+
 # --- what producers call ----------------------------------------------------------------------------------------------
 
 
