@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -25,6 +26,8 @@ class Conversation:
     def __init__(self, endpoint: Endpoint, check: Callable[[], None]) -> None:
         self._endpoint = endpoint
         self._check = check
+        #: No wait for the peer lasts longer than this, in seconds: lowered while a guest is paused.
+        self.patience = math.inf
 
     def say(self, kind: MessageType, body: Mapping[str, Any] | None = None, blob: bytes | memoryview = b"") -> None:
         """Send one message."""
@@ -43,6 +46,7 @@ class Conversation:
 
     def expect(self, kinds: Collection[MessageType], timeout: float) -> Message:
         """The next message, which must be one of `kinds`. Raises PeerLostError when none comes in `timeout` seconds."""
+        timeout = min(timeout, self.patience)
         deadline = time.monotonic() + timeout
         while True:
             self._check()

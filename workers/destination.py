@@ -8,7 +8,7 @@ import numpy as np
 
 from config.capabilities import MigrationCapability as Capability
 from config.errors import HostError, MessageError, RefusedError, VerifyError
-from workers.digests import PageDigests, differing
+from workers.digests import PageDigests, differing, rollup_unit
 from workers.guests.contract import Guest
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -83,7 +83,7 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
         with migration.phase("handover", "device"):
             device, check = _parts(state)
             if digests:
-                _compare(digests, check, link.agreement.chunk_size)
+                _compare(digests, check, rollup_unit(ram.size, link.agreement.chunk_size))
             assert handover.guest is not None
             handover.guest.load_state(bytes(device))
             handover.happen(Event.LOADED)
@@ -104,10 +104,10 @@ def _parts(state: Message) -> tuple[memoryview, memoryview]:
     return blob[:size], blob[size:]
 
 
-def _compare(digests: PageDigests, check: memoryview, chunk_size: int) -> None:
+def _compare(digests: PageDigests, check: memoryview, unit: int) -> None:
     """Raises VerifyError naming the first chunk that differs."""
     theirs = np.frombuffer(check, "<u8")
-    wrong = differing(digests.rollup(chunk_size), theirs.astype(np.uint64), chunk_size)
+    wrong = differing(digests.rollup(unit), theirs.astype(np.uint64), unit)
     if wrong:
         raise VerifyError(
             f"{len(wrong)} chunks of guest memory differ from what the source sent, the first at {wrong[0].start}: "

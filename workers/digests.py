@@ -72,6 +72,17 @@ class PageDigests:
         )
 
 
+def rollup_unit(size: int, chunk_size: int) -> int:
+    """Bytes under one digest on the wire, for a guest of `size` bytes: a chunk, or more where they would be too many.
+
+    65,536 digests are 512 KiB, sent while the guest is paused.
+    """
+    unit = chunk_size
+    while size > unit << 16:
+        unit *= 2
+    return unit
+
+
 def differing(mine: npt.NDArray[np.uint64], theirs: npt.NDArray[np.uint64], chunk_size: int) -> list[PageRange]:
     """The chunks whose digests differ, as memory ranges; all of them when the shapes do."""
     if mine.shape != theirs.shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from config.capabilities import MigrationCapability as Capability
 from config.capabilities import OnStall
 from config.errors import HostError, MessageError, StalledError
 from workers.conversation import Conversation
-from workers.digests import PageDigests
+from workers.digests import PageDigests, rollup_unit
 from workers.dirty.choose import choose
 from workers.dirty.content import CHUNK, ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
@@ -41,6 +42,8 @@ from workers.rounds.transfer import Transfer
 
 #: Seconds to wait for one answer of a peer whose connection stands: locking 64 MiB on a host under memory pressure.
 _ANSWER = 120.0
+#: The same while the guest is paused, or ten times the downtime limit when that is more.
+_PAUSED_ANSWER = 5.0
 
 
 def run(migration: Migration) -> None:
@@ -67,14 +70,26 @@ def _running_guest(guests: LocalGuests, name: str) -> Guest:
     return guest
 
 
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """What the stages of a connected source work with."""
+
+    migration: Migration
+    link: Link
+    guest: Guest
+    ram: Ram
+    tracker: DirtyTracker
+    digests: PageDigests | None
+
+
 def _move(migration: Migration, link: Link, ram: Ram, guest: Guest, handover: Handover) -> None:
     """Everything between being connected and the destination running the guest."""
     with _tracking(migration, link, guest, ram) as tracker:
-        digests = _digests(link, ram)
+        source = _Connected(migration, link, guest, ram, tracker, _digests(link, ram))
         registrar = Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic)
-        transfer = _transfer(migration, link, registrar, digests)
-        ending = _send_live(migration, transfer, registrar, tracker, guest, ram)
-        _hand_over(migration, link, transfer, tracker, guest, handover, digests, ending)
+        transfer = _transfer(source, registrar)
+        ending = _send_live(source, transfer, registrar)
+        _hand_over(source, transfer, handover, ending)
 
 
 @contextmanager
@@ -116,8 +131,8 @@ def _digests(link: Link, ram: Ram) -> PageDigests | None:
     return PageDigests(ram.view, ram.size) if wanted[Capability.VERIFY_RAM] or wanted[Capability.ZERO_PAGES] else None
 
 
-def _transfer(migration: Migration, link: Link, registrar: Registrar, digests: PageDigests | None) -> Transfer:
-    agreed = link.agreement
+def _transfer(source: _Connected, registrar: Registrar) -> Transfer:
+    migration, agreed = source.migration, source.link.agreement
     policy = PinAll if agreed.capabilities[Capability.RDMA_PIN_ALL] else Dynamic
     migration.progress.merge("choices", {"policy": policy.kind})
 
@@ -128,10 +143,10 @@ def _transfer(migration: Migration, link: Link, registrar: Registrar, digests: P
         point("source.sending")
 
     return Transfer(
-        link.endpoint,
-        link.talk,
+        source.link.endpoint,
+        source.link.talk,
         policy(registrar, agreed.chunk_size),
-        digests,
+        source.digests,
         skip_zero=agreed.capabilities[Capability.ZERO_PAGES],
         pacer=Pacer(migration.parameters.max_bandwidth, time.monotonic()),
         chunk_size=agreed.chunk_size,
@@ -141,15 +156,9 @@ def _transfer(migration: Migration, link: Link, registrar: Registrar, digests: P
     )
 
 
-def _send_live(
-    migration: Migration,
-    transfer: Transfer,
-    registrar: Registrar,
-    tracker: DirtyTracker,
-    guest: Guest,
-    ram: Ram,
-) -> Ending:
+def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> Ending:
     """Bulk and dirty rounds beside the running guest. Raises StalledError when the task would rather give up."""
+    migration, ram = source.migration, source.ram
     populated = ram.populated()  # taken after tracking began: what appears later is seen as written
     migration.progress.merge("bytes", {"total": ram.size, "populated": populated.size})
     with migration.phase("survey", "active"):
@@ -159,16 +168,14 @@ def _send_live(
 
     def send(index: int, kind: str, ranges: RangeTable) -> Round:
         with migration.phase("bulk" if index == 0 else "rounds", "active"):
-            return (
-                transfer.send_batches(0, kind, ranges.size, batches)
-                if index == 0
-                else transfer.send(index, kind, ranges)
-            )
+            if index == 0:
+                return transfer.send_batches(0, kind, ranges.size, batches)
+            return transfer.send(index, kind, ranges)
 
     def collect() -> RangeTable:
         nonlocal collected, found_in
-        dirty = tracker.collect()
-        guest.drain()  # DMA that was under way when its page was protected again must land before that page is read
+        dirty = source.tracker.collect()
+        source.guest.drain()  # DMA that was under way when its page was protected must land before that page is read
         found_in, collected = time.monotonic() - collected, time.monotonic()
         return dirty
 
@@ -179,7 +186,7 @@ def _send_live(
     migration.timeline.add("registration", registrar.waited)
     if ending.verdict.ruling is Ruling.STALLED and migration.parameters.on_stall is not OnStall.FORCE:
         raise StalledError(
-            f"{guest.name} does not converge: {ending.verdict.reason}; "
+            f"{source.guest.name} does not converge: {ending.verdict.reason}; "
             "allow more downtime-limit, or set on-stall=force to pause it for as long as it takes"
         )
     return ending
@@ -212,31 +219,31 @@ def _report(
     migration.progress.update({"rounds": (*status.rounds, entry)}, now=True)
 
 
-def _hand_over(
-    migration: Migration,
-    link: Link,
-    transfer: Transfer,
-    tracker: DirtyTracker,
-    guest: Guest,
-    handover: Handover,
-    digests: PageDigests | None,
-    ending: Ending,
-) -> None:
+def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, ending: Ending) -> None:
     """Pause, send the rest, give the guest away, and wait until the destination runs it. All of it is downtime.
 
     What is measured ends when the word that the guest runs arrives here, so it includes that word's way.
     """
+    migration, talk = source.migration, source.link.talk
     migration.check()
     with migration.phase("downtime", "device"):
+        # A destination that falls silent now must not keep the guest paused for as long as one that registers slowly.
+        talk.patience = max(_PAUSED_ANSWER, 10 * migration.parameters.downtime_limit_ms / 1e3)
         handover.happen(Event.PAUSE)
-        rest = ending.remaining | tracker.collect()
+        rest = ending.remaining | source.tracker.collect()
         final = transfer.send(len(ending.rounds), "final", rest)
-        state, check = guest.save_state(), b""
-        if digests and link.agreement.capabilities[Capability.VERIFY_RAM]:
-            if tracker.reads_everything:
-                digests.refresh()
-            check = digests.rollup(link.agreement.chunk_size).astype("<u8").tobytes()
-        link.talk.say(MessageType.STATE, {"state_bytes": len(state)}, state + check)
+        state = source.guest.save_state()
+        talk.say(MessageType.STATE, {"state_bytes": len(state)}, state + _check(source))
         handover.await_ready()
         handover.await_taken()
     _report(migration, final, None, None, 0.0)
+
+
+def _check(source: _Connected) -> bytes:
+    """The digests of all that was sent, for the destination to compare with; nothing without `verify-ram`."""
+    agreed = source.link.agreement
+    if source.digests is None or not agreed.capabilities[Capability.VERIFY_RAM]:
+        return b""
+    if source.tracker.reads_everything:
+        source.digests.refresh()
+    return source.digests.rollup(rollup_unit(source.ram.size, agreed.chunk_size)).astype("<u8").tobytes()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from tasks.app import bell_for
@@ -123,3 +126,16 @@ def test_a_tracker_that_forgets_the_last_writes_is_seen_by_the_guest(fleet: Harm
     report = until("the guest's notice", lambda: found if (found := copy.query_oracle(full=True))["corrupt"] else None)
     assert set(report["corrupt_kinds"]) <= {"stale", "lost"}
     fleet.beta.guests.stop(guest)
+
+
+def test_a_destination_that_falls_silent_does_not_keep_the_guest_paused(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="source.paused")
+    attempt, pid = fleet.held(Side.SOURCE, migration)
+    silent = fleet.mover(Side.DESTINATION, migration)
+    os.kill(silent, signal.SIGSTOP)
+    let_go_on(pid)
+    assert attempt.wait(30), "the patience of a paused guest is 5 s, that of a running one 120"
+    assert fleet.copies(guest)["alpha"].status() is RunState.RUNNING
+    let_go_on(silent)
+    assert fleet.settled(migration).state == "failed"
+    fleet.assert_runs_once(guest, "alpha")

@@ -57,7 +57,7 @@ def transfer(endpoint: Silent, rate: float, calls: list[float]) -> Transfer:
 
     return Transfer(
         cast(Endpoint, endpoint),
-        cast(Conversation, None),
+        Conversation(cast(Endpoint, endpoint), lambda: None),
         cast(RegistrationPolicy, Straight()),
         None,
         skip_zero=False,

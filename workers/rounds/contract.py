@@ -17,7 +17,7 @@ class Round:
     bytes: int
     #: What went over the wire.
     sent: int
-    #: From the first byte surveyed until the destination had digested the last one.
+    #: From the first byte surveyed until the destination had digested (the last round: received) the last one.
     seconds: float
 
     @property

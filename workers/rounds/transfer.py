@@ -63,7 +63,7 @@ class Transfer:
         return self._policy.prepare(self._surveyed(populated))
 
     def send(self, index: int, kind: str, ranges: RangeTable) -> Round:
-        """One whole round; returns when the destination has, and has digested, all of it."""
+        """One whole round; returns when the destination has all of it, and, unless it is the last, digested it."""
         return self.send_batches(index, kind, ranges.size, self._surveyed(ranges))
 
     def send_batches(self, index: int, kind: str, total: int, batches: Iterable[RangeTable]) -> Round:
@@ -79,8 +79,9 @@ class Transfer:
             sent += writes.size
             self._progress(sent, total)
         self._settle(unsaid)
-        self._talk.say(MessageType.ROUND_END, {"round": index})
-        self._talk.expect([MessageType.ROUND_DONE], self._timeout)
+        if kind != "final":  # after the last one the destination digests everything before it looks at STATE
+            self._talk.say(MessageType.ROUND_END, {"round": index})
+            self._talk.expect([MessageType.ROUND_DONE], self._timeout)
         return Round(index, kind, total, sent, time.monotonic() - began)
 
     def _surveyed(self, ranges: RangeTable) -> Iterator[RangeTable]:
@@ -107,7 +108,7 @@ class Transfer:
 
     def _flush(self) -> None:
         """Wait for the destination in short steps: a silent one must not keep a cancel waiting."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + min(self._timeout, self._talk.patience)
         while (left := deadline - time.monotonic()) > _LOOK_UP:
             self._check()
             with contextlib.suppress(PeerLostError):  # out of time, or the connection's end, which the next call tells
