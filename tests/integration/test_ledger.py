@@ -291,6 +291,16 @@ def test_an_attempt_whose_guest_was_promised_to_another_meanwhile_is_not_restore
     assert ledger.fleet().guests["db"].active == "m-2"
 
 
+def test_a_claim_under_another_epoch_is_turned_away(ledger: Ledger) -> None:
+    ask(ledger, "m-1", "db", "alpha", "beta")
+    ledger.admit()
+    for epoch in (7, 9):
+        stale = Job("m-1", "db", epoch, Side.SOURCE, "n", "alpha", "beta", GIB, {}, {})
+        assert ledger.claim(stale.ticket) is Answer.FENCED
+    assert ledger.heartbeat("beta", Side.SOURCE, offered(), [], [LocalGuest("db", GIB, 9)]) == ["db"]  # while it moves
+    taken(ledger, "m-1", Side.SOURCE)
+
+
 def test_only_what_nobody_took_up_is_given_up(ledger: Ledger) -> None:
     ask(ledger, "m-1", "web", "alpha", "beta")
     ledger.admit()
