@@ -24,7 +24,7 @@ from workers.pairing.contract import Side
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-SLOW = ("--set", "max-bandwidth=8M")
+SLOW = ("--set", "max-bandwidth=1M")
 
 
 class Command:

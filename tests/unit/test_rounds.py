@@ -6,7 +6,7 @@ from workers.ranges import EMPTY, PAGE_SIZE, RangeTable
 from workers.rounds.contract import Round
 from workers.rounds.convergence import Ruling, Verdict
 from workers.rounds.iterative import run_rounds
-from workers.rounds.pacing import Pacer
+from workers.rounds.pacing import Pacer, batch_size
 
 
 def pages(*numbers: int) -> RangeTable:
@@ -62,6 +62,14 @@ def test_an_idle_link_saves_up_no_more_than_the_burst() -> None:
     pacer = Pacer(100.0, 0.0)
     pacer.delay(10, 0.0)
     assert pacer.delay(20, 1000.0) == pytest.approx(0.1)
+
+
+def test_a_slow_link_gets_small_batches_and_never_less_than_a_chunk() -> None:
+    mib = 1 << 20
+    assert batch_size(0, 16 * mib, mib) == 16 * mib
+    assert batch_size(80 * mib, 16 * mib, mib) == 8 * mib
+    assert batch_size(8 * mib, 16 * mib, mib) == mib
+    assert batch_size(0, 16 * mib, 64 * mib) == 64 * mib
 
 
 def test_no_limit_never_waits() -> None:

@@ -6,11 +6,19 @@ from __future__ import annotations
 _BURST_SECONDS = 0.1
 
 
+def batch_size(rate: float, most: int, chunk_size: int) -> int:
+    """Bytes to send at a time under a limit of `rate` bytes/s: what passes in a burst's time, at least a chunk.
+
+    With the usual 16 MiB a limit of 8 MiB/s would be kept only on average: two seconds of silence, then a burst.
+    """
+    return max(chunk_size, min(most, int(rate * _BURST_SECONDS)) if rate else most)
+
+
 class Pacer:
     """A token bucket in bytes. `rate` is bytes/s, 0 for no limit."""
 
     def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
+        self.rate = rate
         self._credit = rate * _BURST_SECONDS
         self._at = now
 
@@ -19,8 +27,8 @@ class Pacer:
 
         A batch larger than the bucket goes into debt, so that any size passes and the mean rate holds.
         """
-        if not self._rate:
+        if not self.rate:
             return 0.0
-        self._credit = min(self._credit + (now - self._at) * self._rate, self._rate * _BURST_SECONDS) - size
+        self._credit = min(self._credit + (now - self._at) * self.rate, self.rate * _BURST_SECONDS) - size
         self._at = now
-        return max(0.0, -self._credit / self._rate)
+        return max(0.0, -self._credit / self.rate)

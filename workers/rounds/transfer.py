@@ -15,7 +15,7 @@ from workers.protocol import MessageType
 from workers.ranges import EMPTY, RangeTable
 from workers.registration.contract import RegistrationPolicy
 from workers.rounds.contract import Round
-from workers.rounds.pacing import Pacer
+from workers.rounds.pacing import Pacer, batch_size
 from workers.transports.contract import Endpoint, Writes
 
 #: Bytes surveyed, registered and posted at a time: 16 chunks of 1 MiB. Smaller batches cost round trips, larger ones
@@ -86,7 +86,8 @@ class Transfer:
 
     def _surveyed(self, ranges: RangeTable) -> Iterator[RangeTable]:
         """Batches less their zero pages, looked at only when asked for: beside the writes of the batch before."""
-        for batch in ranges.batches(max(BATCH, self._chunk_size), self._chunk_size):
+        size = batch_size(self._pacer.rate, BATCH, self._chunk_size)
+        for batch in ranges.batches(size, self._chunk_size):
             self._check()
             kept = self._looked_at(batch)
             if kept:
