@@ -13,7 +13,7 @@ from config.errors import HostError, RefusedError, RequestError
 from workers.guests.contract import Guest, RunState
 from workers.guests.memory import DEFAULT_RAM_DIR, MemoryGuest, incoming_memory_guest, start_memory_guest
 from workers.guests.memory_spec import MemoryGuestSpec
-from workers.handover.journal import driving
+from workers.handover.journal import driving, last_line
 
 _OPEN: Mapping[str, Callable[[Path], Guest]] = {MemoryGuest.kind: MemoryGuest}
 _INCOMING: Mapping[str, Callable[[Path, Path, dict[str, Any]], Guest]] = {MemoryGuest.kind: incoming_memory_guest}
@@ -47,6 +47,8 @@ class LocalGuests:
 
         A journal that ends with a guest of this name that left must say that this is another one, or it may not run.
         """
+        if last_line(self._state_dir, spec.name) is None:
+            return start_memory_guest(self._state_dir, self._ram_dir, spec)
         with driving(self._state_dir, spec.name) as journal:
             if not self.holds(spec.name):
                 journal.bear()
