@@ -73,8 +73,8 @@ class HostService:
     offered: Offered
     #: Guests that this host owns by its journal, incoming ones left out.
     owned_guests: Callable[[], Sequence[LocalGuest]]
-    #: What its journals vouch for: (guest, epoch, fact).
-    journal_facts: Callable[[], Iterable[tuple[str, int, str]]]
+    #: What its journals vouch for: (guest, epoch, fact, migration).
+    journal_facts: Callable[[], Iterable[tuple[str, int, str, str]]]
     heartbeat_interval: float
     reconcile_interval: float
     _stopping: threading.Event = field(default_factory=threading.Event)

@@ -89,13 +89,13 @@ def _runs(guest: Guest) -> bool:
         return False
 
 
-def told_by_journals(state_dir: Path) -> Iterator[tuple[str, int, Fact]]:
-    """(guest, epoch, fact) that this host's journals vouch for: told again and again, so that Redis may forget."""
+def told_by_journals(state_dir: Path) -> Iterator[tuple[str, int, Fact, str]]:
+    """(guest, epoch, fact, migration) that this host's journals vouch for: told again, so that Redis may forget."""
     for guest in all_guests(state_dir):
         line = last_line(state_dir, guest)
         if line is not None:
             for epoch, fact in facts_of(line.handed):
-                yield guest, epoch, fact
+                yield guest, epoch, fact, line.migration
 
 
 def highest_epochs(state_dir: Path) -> dict[str, int]:

@@ -143,9 +143,9 @@ class Ledger:
         """A guest was started on `host`: known at once, not only with the next heartbeat."""
         self._heartbeat(host, "", {}, [], [guest], complete=False)
 
-    def retell(self, host: str, facts: Iterable[tuple[str, int, str]]) -> None:
-        """Tell again what a host's journals vouch for: (guest, epoch, fact)."""
-        told = [[guest, f"{epoch}.{fact}"] for guest, epoch, fact in facts]
+    def retell(self, host: str, facts: Iterable[tuple[str, int, str, str]]) -> None:
+        """Tell again what a host's journals vouch for: (guest, epoch, fact, migration)."""
+        told = [[guest, f"{epoch}.{fact}.{migration}"] for guest, epoch, fact, migration in facts]
         if told:
             self._run("retell", host, json.dumps(told))
 

@@ -24,8 +24,11 @@ from workers.pairing.redis import RedisPairing
 class Room(Protocol):
     """Where two sides of one attempt meet."""
 
-    def side(self, side: Side, nonce: str = "") -> Pairing:
-        """A pairing that holds the side's claim; whoever held it before is fenced."""
+    def side(self, side: Side, nonce: str = "", migration: str = "") -> Pairing:
+        """A pairing that holds the side's claim; whoever held it before is fenced.
+
+        `migration`: of another migration of the same guest, under the same epoch.
+        """
         ...
 
     def cancel(self) -> None: ...
@@ -35,8 +38,8 @@ class MemoryRoom:
     def __init__(self) -> None:
         self._meeting = Meeting()
 
-    def side(self, side: Side, nonce: str = "") -> InMemoryPairing:
-        return self._meeting.claim(Ticket("m-1", "web", 7, side, nonce or f"{side}-nonce"))
+    def side(self, side: Side, nonce: str = "", migration: str = "") -> InMemoryPairing:
+        return self._meeting.claim(Ticket(migration or "m-1", "web", 7, side, nonce or f"{side}-nonce"))
 
     def cancel(self) -> None:
         self._meeting.cancel()
@@ -52,10 +55,12 @@ class RedisRoom:
         self.client.hset(self.record, mapping={"epoch": 7, "state": "setup"})
         self._opened: list[RedisPairing] = []
 
-    def side(self, side: Side, nonce: str = "") -> RedisPairing:
+    def side(self, side: Side, nonce: str = "", migration: str = "") -> RedisPairing:
         nonce = nonce or f"{side}-nonce"
         self.client.hset(self.record, f"claim:{side}", nonce)
-        pairing = RedisPairing(self.settings, Ticket(self.migration, self.guest, 7, side, nonce), f"host-{side}")
+        pairing = RedisPairing(
+            self.settings, Ticket(migration or self.migration, self.guest, 7, side, nonce), f"host-{side}"
+        )
         self._opened.append(pairing)
         return pairing
 
@@ -153,3 +158,12 @@ def test_facts_are_seen_by_both_and_repeating_one_changes_nothing(room: Room) ->
     source.tell("given", 7)
     destination.tell("taken", 7)
     assert source.facts() == destination.facts() == {(7, "given"), (7, "taken")}
+
+
+def test_facts_of_another_migration_under_the_same_epoch_are_none_of_ours(room: Room) -> None:
+    """A Redis that forgot its epochs hands one out twice; an old GIVEN must not make a new copy run."""
+    ours, other = room.side(Side.DESTINATION), room.side(Side.SOURCE, migration="m-before")
+    other.tell("given", 7)
+    assert ours.facts() == frozenset()
+    other.tell("taken-back", 8)
+    assert ours.facts() == {(8, "taken-back")}, "which voids every attempt before it"

@@ -240,7 +240,7 @@ def test_a_guest_is_forgotten_only_when_its_host_has_not_named_it_for_long(
     assert "web" in ledger.fleet().guests
     with redis_server.client() as client:
         client.hset("ledger:guest:web", "seen", 1)
-    ledger.retell("alpha", [("web", 1, "given"), ("nobody", 1, "given")])
+    ledger.retell("alpha", [("web", 1, "given", "m-1"), ("nobody", 1, "given", "m-1")])
     beat(ledger, "alpha", [LocalGuest("db", GIB, 7)])
     assert "web" not in ledger.fleet().guests
     assert ledger.fleet().hosts["alpha"].resident == GIB

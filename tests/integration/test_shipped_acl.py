@@ -57,7 +57,7 @@ def test_every_script_and_every_ring_is_allowed(own_redis_server: RedisServer) -
     assert ledger.cancel("m-1", "")[0] is Answer.ASKED
     for ticket in tickets.values():
         assert ledger.finish(ticket, Status(outcome="cancelled")) is Answer.OK
-    ledger.retell("alpha", [("web", 1, "aborted")])
+    ledger.retell("alpha", [("web", 1, "aborted", "m-1")])
     ledger.rung("m-1")
     ledger.release("m-1")
     ledger.abandon("m-1", 1, 0, "")

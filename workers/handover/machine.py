@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from config.errors import DrovewayError, PeerError
 from workers.handover.states import FROM_PEER, SETTLED, TABLES, Event, State, Step
-from workers.pairing.contract import Side
+from workers.pairing.contract import TAKEN_BACK, Side
 
 
 class Entry(StrEnum):
@@ -31,7 +31,7 @@ class Fact(StrEnum):
     GIVEN = "given"
     ABORTED = "aborted"
     TAKEN = "taken"
-    TAKEN_BACK = "taken-back"
+    TAKEN_BACK = TAKEN_BACK
     DISCARDED = "discarded"
 
 

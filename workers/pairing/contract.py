@@ -1,12 +1,13 @@
 """What the two movers of a migration may say to each other before they are connected, and beside the connection.
 
 Offers pair the two sides. Facts are the handover's second way (the first is in-band): each is true for ever once told,
-belongs to (guest, epoch), and telling it again is harmless. Redis may lose both at any time: no guest's safety rests
-on them.
+belongs to (guest, epoch, migration), and telling it again is harmless. Redis may lose both at any time: no guest's
+safety rests on them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -36,6 +37,20 @@ class Ticket:
     nonce: str
 
 
+#: What voids every earlier attempt on a guest, whichever migration it was told in.
+TAKEN_BACK = "taken-back"
+
+
+def concerning(ticket: Ticket, told: Iterable[tuple[int, str, str]]) -> frozenset[tuple[int, str]]:
+    """Of (epoch, fact, migration) triples about a guest, those that count for this attempt, as (epoch, fact).
+
+    A Redis that forgot its epochs may hand one out twice: what another migration did under it is none of ours.
+    """
+    return frozenset(
+        (epoch, fact) for epoch, fact, migration in told if migration == ticket.migration or fact == TAKEN_BACK
+    )
+
+
 class Pairing(Protocol):
     """One side's view of the pairing of one attempt."""
 
@@ -60,7 +75,7 @@ class Pairing(Protocol):
         ...
 
     def facts(self) -> frozenset[tuple[int, str]]:
-        """All facts told about this guest, as (epoch, fact). Raises UnreachableError."""
+        """The facts told about this guest that concern this attempt, as (epoch, fact). Raises UnreachableError."""
         ...
 
     def close(self) -> None:

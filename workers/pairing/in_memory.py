@@ -6,7 +6,7 @@ import threading
 import time
 
 from config.errors import CancelledError, MessageError, PeerRefusedError, RefusedError, UnreachableError
-from workers.pairing.contract import Side, Ticket
+from workers.pairing.contract import Side, Ticket, concerning
 from workers.pairing.offer import MAX_OFFER
 
 
@@ -18,7 +18,7 @@ class Meeting:
         self.claims: dict[Side, tuple[int, str]] = {}
         self.offers: dict[Side, bytes] = {}
         self.refusals: dict[Side, tuple[str, str]] = {}
-        self.told: dict[str, set[tuple[int, str]]] = {}
+        self.told: dict[str, set[tuple[int, str, str]]] = {}
         self.cancelled = False
 
     def claim(self, ticket: Ticket) -> InMemoryPairing:
@@ -79,12 +79,12 @@ class InMemoryPairing:
     def tell(self, fact: str, epoch: int) -> None:
         """See the contract."""
         with self._meeting.changed:
-            self._meeting.told.setdefault(self._ticket.guest, set()).add((epoch, fact))
+            self._meeting.told.setdefault(self._ticket.guest, set()).add((epoch, fact, self._ticket.migration))
 
     def facts(self) -> frozenset[tuple[int, str]]:
         """See the contract."""
         with self._meeting.changed:
-            return frozenset(self._meeting.told.get(self._ticket.guest, ()))
+            return concerning(self._ticket, self._meeting.told.get(self._ticket.guest, ()))
 
     def close(self) -> None:
         """See the contract."""

@@ -8,7 +8,7 @@ safe: every key can be rebuilt from the hosts' journals and directories.
     residents:H             hash    G → bytes of the guests on H          H's workers, finish; with the guests
     guests                  set     every G                               as guest:G
     guest:G                 hash    host, epoch, bytes, active migration  H's workers, admission, finish; with the guest
-    guest:G:handover        hash    "EPOCH.FACT" → host (facts.py)        movers and reconcile; goes with the guest
+    guest:G:handover        hash    "EPOCH.FACT.M" → host                 movers and reconcile; goes with the guest
     migration:M             hash    the record: request, state, claims,   admission, claim, movers' offers, finish;
                                     offers, leases, progress, outcomes    expires `history.retention` after its end
     migration:M:events      stream  wakes whoever waits on the record     as the record

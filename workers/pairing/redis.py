@@ -17,7 +17,7 @@ from typing import Any, cast
 from config.errors import CancelledError, MessageError, PeerError, PeerRefusedError, RefusedError, UnreachableError
 from config.redis import coordination_client, reaching_redis
 from config.settings import RedisSettings
-from workers.pairing.contract import Ticket
+from workers.pairing.contract import Ticket, concerning
 from workers.pairing.events import Events
 from workers.pairing.keys import Keys
 from workers.pairing.offer import MAX_OFFER
@@ -84,13 +84,14 @@ class RedisPairing:
     def tell(self, fact: str, epoch: int) -> None:
         """See the contract."""
         with reaching_redis(self._settings):
-            self._tell(keys=[self._handover, self._record, self._events_key], args=[epoch, fact, self._host])
+            args: list[str | int] = [epoch, fact, self._host, self._ticket.migration]
+            self._tell(keys=[self._handover, self._record, self._events_key], args=args)
 
     def facts(self) -> frozenset[tuple[int, str]]:
         """See the contract."""
         with reaching_redis(self._settings):
             told = cast("dict[bytes, bytes]", self._client.hgetall(self._handover))
-        return frozenset(_fact(name) for name in told)
+        return concerning(self._ticket, (_fact(name) for name in told))
 
     def close(self) -> None:
         """See the contract."""
@@ -197,9 +198,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value or "")
 
 
-def _fact(name: bytes) -> tuple[int, str]:
-    epoch, _, fact = name.decode().partition(".")
-    return int(epoch), fact
+def _fact(name: bytes) -> tuple[int, str, str]:
+    epoch, fact, migration = name.decode().split(".", 2)
+    return int(epoch), fact, migration
 
 
 def _script(name: str) -> str:
