@@ -115,8 +115,8 @@ def _worker(settings: Settings) -> dict[str, Any]:
         # Threads only supervise movers. prefork's children die with the worker and may raise SystemExit anywhere; solo
         # answers no remote control while a task runs.
         "worker_pool": "threads",
-        # Answering a doorbell takes milliseconds: a thread of ours follows the mover. One for each slot all the same, and
-        # two for control tasks, so that nobody waits behind a Redis that is slow for another.
+        # Answering a doorbell takes milliseconds: a thread of ours follows the mover. One for each slot all the same,
+        # and two for control tasks, so that nobody waits behind a Redis that is slow for another.
         "worker_concurrency": settings.host.outbound_slots + settings.host.inbound_slots + 2,
         # A soft shutdown ends tasks after a time; a migration is drained, or left to its mover.
         "worker_soft_shutdown_timeout": 0,
