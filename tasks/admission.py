@@ -57,7 +57,7 @@ def _guest(request: MigrateRequest, fleet: Fleet) -> GuestRecord:
     if guest is None:
         raise RefusedError(
             f"No host has a guest {request.guest}{nearest(request.guest, fleet.guests)}"
-            " (`droveway guest list` shows what there is).",
+            " (`droveway guest list` on a host shows what it has).",
             "unknown-guest",
         )
     if request.source not in (None, guest.host):

@@ -28,7 +28,9 @@ def submit(ledger: Ledger, request: MigrateRequest) -> str:
     answer, detail = ledger.submit(submission)
     match answer:
         case Answer.UNKNOWN:
-            raise RefusedError(f"{request.guest} has just gone; `droveway list` shows what there is.", "unknown-guest")
+            raise RefusedError(
+                f"{request.guest} has just gone; `droveway guest list` on a host shows what it has.", "unknown-guest"
+            )
         case Answer.BUSY:
             raise busy(request.guest, detail)
         case Answer.MOVED:

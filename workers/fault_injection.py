@@ -4,8 +4,8 @@
     stop-at=POINT         the mover stops itself (SIGSTOP) when it reaches POINT, so that a test can kill whom it likes
     file=PATH             read one of the above from PATH, anew for every mover
 
-Points are `SIDE.PHASE` (entering it), `SIDE.sending` (after the first batch of a round), `SIDE.ACTION` (before an
-action of the handover's table) and `SIDE.STATE` (after the step into it).
+Points are `SIDE.PHASE` (entering it), `SIDE.connecting` (both offers known), `SIDE.sending` (after the first batch of a
+round), `SIDE.ACTION` (before an action of the handover's table) and `SIDE.STATE` (after the step into it).
 """
 
 from __future__ import annotations

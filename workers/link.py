@@ -15,6 +15,7 @@ from config.capabilities import SUPPORTED
 from config.errors import CancelledError, DrovewayError, PeerError
 from workers.conversation import Conversation
 from workers.dirty.choose import KINDS
+from workers.fault_injection import point
 from workers.guests.contract import Guest
 from workers.migration import Migration
 from workers.pairing.agreement import Agreement, agree
@@ -101,6 +102,7 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
     for kind, other in endpoints.items():
         if kind != agreement.transport:
             other.close()
+    point(f"{side}.connecting")
     endpoint.connect(theirs.transports[agreement.transport], CONNECT_TIMEOUT)
     talk = Conversation(endpoint, migration.check)
     talk.greet(migration.job.ticket, CONNECT_TIMEOUT)

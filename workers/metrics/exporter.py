@@ -73,7 +73,8 @@ class Exporter:
             server, thread = start_http_server(port, address, registry=self.registry)
         except OSError as error:
             raise HostError(
-                f"/metrics cannot listen on {address}:{port} ({error.strerror}): set host.metrics_*_port, 0 for none."
+                f"/metrics cannot listen on {address}:{port} ({error.strerror}): give it another port, or 0 for "
+                "none, with host.metrics_source_port and host.metrics_destination_port."
             ) from None
 
         def stop() -> None:
