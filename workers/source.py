@@ -44,6 +44,8 @@ from workers.rounds.transfer import Transfer
 _ANSWER = 120.0
 #: The same while the guest is paused, or ten times the downtime limit when that is more.
 _PAUSED_ANSWER = 5.0
+#: Bytes/s at which a destination hashes all of its memory at least, which the content tracker asks for.
+_SLOWEST_READING = 256 << 20
 
 
 def run(migration: Migration) -> None:
@@ -227,8 +229,7 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
     migration, talk = source.migration, source.link.talk
     migration.check()
     with migration.phase("downtime", "device"):
-        # A destination that falls silent now must not keep the guest paused for as long as one that registers slowly.
-        talk.patience = max(_PAUSED_ANSWER, 10 * migration.parameters.downtime_limit_ms / 1e3)
+        talk.patience = _patience(source)
         handover.happen(Event.PAUSE)
         rest = ending.remaining | source.tracker.collect()
         final = transfer.send(len(ending.rounds), "final", rest)
@@ -237,6 +238,13 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
         handover.await_ready()
         handover.await_taken()
     _report(migration, final, None, None, 0.0)
+
+
+def _patience(source: _Connected) -> float:
+    """Seconds to wait for the destination while the guest is paused: a silent one must not keep it so for minutes."""
+    allowed = 10 * source.migration.parameters.downtime_limit_ms / 1e3
+    reading = source.ram.size / _SLOWEST_READING if source.tracker.reads_everything else 0.0
+    return max(_PAUSED_ANSWER, allowed) + reading
 
 
 def _check(source: _Connected) -> bytes:
