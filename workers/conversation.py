@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from config.errors import MessageError, PeerError, PeerLostError
+from config.errors import MessageError, PeerError, PeerLostError, PeerRefusedError
 from workers.pairing.contract import Ticket
 from workers.protocol import Message, MessageType, decode, encode
 from workers.transports.contract import Endpoint
 
 #: How often a wait looks up to see whether it was cancelled, in seconds.
 _LOOK_UP = 0.2
+#: What a reason may look like: it becomes a word in records and metrics.
+_REASON = re.compile(r"[a-z][a-z-]{0,40}")
+
+
+def _reported(message: Message) -> PeerError:
+    """The peer's own word for what went wrong there, once it is fit for a record and an operator's terminal."""
+    said = "".join(letter if letter.isprintable() else "?" for letter in message.body["message"])
+    reason = message.body["reason"]
+    return PeerRefusedError(f"the other side failed: {said}", reason if _REASON.fullmatch(reason) else "peer")
 
 
 class Conversation:
@@ -40,8 +50,7 @@ class Conversation:
             return None
         message = decode(frame)
         if message.type is MessageType.ERROR:
-            said = "".join(letter if letter.isprintable() else "?" for letter in message.body["message"])
-            raise PeerError(f"the other side failed: {said}")  # an operator's terminal shows it
+            raise _reported(message)
         return message
 
     def expect(self, kinds: Collection[MessageType], timeout: float) -> Message:

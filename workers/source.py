@@ -188,10 +188,14 @@ def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> 
     migration.timeline.add("registration", registrar.waited)
     if ending.verdict.ruling is Ruling.STALLED and migration.parameters.on_stall is not OnStall.FORCE:
         raise StalledError(
-            f"{source.guest.name} does not converge: {ending.verdict.reason}; "
+            f"{source.guest.name} does not converge: {ending.verdict.reason}; {_advice(migration)}"
             "allow more downtime-limit, or set on-stall=force to pause it for as long as it takes"
         )
     return ending
+
+
+def _advice(migration: Migration) -> str:
+    return "raise max-bandwidth, " if migration.parameters.max_bandwidth else ""
 
 
 def _judge(migration: Migration, ram: Ram) -> Callable[[tuple[Round, ...], tuple[Survey, ...]], Verdict]:

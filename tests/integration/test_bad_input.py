@@ -166,7 +166,7 @@ def test_a_wrong_request_gets_its_sentence_and_leaves_no_trace(place: Place, gue
     assert (code, out) == (2, "")
     assert err.startswith("droveway: There is no capability 'rdma-pin-al'")
     assert err.count("\n") == 1
-    assert place.keys() == before
+    assert place.keys() <= before, "nothing new; what an earlier guest left may go meanwhile"
     place.nothing_held()
     place.runs_whole(guest)
 
@@ -200,7 +200,7 @@ def test_a_guest_that_is_too_large_for_its_destination_stays(place: Place) -> No
         before = place.keys()
         message = place.refused("migrate", "large", "--to", "beta", code=3, reason="host-memory")
         assert "choose another destination or make room there" in message
-        assert place.keys() == before
+        assert place.keys() <= before, "nothing new; what an earlier guest left may go meanwhile"
         place.nothing_held()
         place.runs_whole("large")
     finally:
@@ -262,6 +262,7 @@ def test_pin_all_is_refused_where_so_much_may_not_be_locked(place: Place, guest:
 def test_a_limit_that_is_met_on_the_way_ends_the_move_and_not_the_guest(place: Place, guest: str, low: str) -> None:
     failed = place.said("migrate", guest, "--to", low, code=6)
     assert failed["state"] == "failed"
+    assert failed["error"]["reason"] == "memory-lock", "the destination's own word"
     assert "RLIMIT_MEMLOCK is 4194304 bytes" in failed["error"]["message"]
     assert "raise the limit (LimitMEMLOCK= of the service)" in failed["error"]["message"]
     place.nothing_held()
@@ -313,7 +314,7 @@ def test_messages_that_are_wrong_are_dropped_with_a_reason_and_start_nothing(pla
     until("a word about each message", lambda: not untold())
     place.nothing_held()
     place.runs_whole(guest)
-    assert place.keys() == before
+    assert place.keys() <= before, "nothing new; what an earlier guest left may go meanwhile"
     assert place.said("migrate", guest, "--to", "beta")["state"] == "completed"
 
 

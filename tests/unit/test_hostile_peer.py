@@ -49,6 +49,15 @@ def test_the_reason_that_the_peer_gave_is_told_and_not_that_it_left() -> None:
     assert "memory cannot be locked" in str(said.why_lost(PeerLostError("the connection ended")))
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"), [("verify-ram", "verify-ram"), ("../x", "peer"), ("a" * 99, "peer"), ("", "peer")]
+)
+def test_the_peers_reason_is_kept_when_it_can_be_one(said: str, kept: str) -> None:
+    with pytest.raises(PeerError) as caught:
+        talk(Message(MessageType.ERROR, {"reason": said, "message": "no"})).hear(0)
+    assert caught.value.reason == kept
+
+
 def test_a_peer_that_left_without_a_word_is_lost() -> None:
     lost = PeerLostError("the connection ended")
     assert talk().why_lost(lost) is lost
