@@ -77,7 +77,7 @@ def snapshot(ledger: Ledger, migration: str) -> MigrationRecord:
 
 
 def watch(ledger: Ledger, migration: str, patience: float = PATIENCE) -> Iterator[MigrationRecord]:
-    """The record now and after each change, until it ended and both sides have let go (`MigrationRecord.settled`).
+    """The record now, after each change, and every 5 s without one, until it ended and both sides have let go.
 
     Rides out a Redis that is away, or that lost the record (a host's next heartbeat restores it), for `patience`
     seconds. Raises what `snapshot` raises.
@@ -86,10 +86,8 @@ def watch(ledger: Ledger, migration: str, patience: float = PATIENCE) -> Iterato
     last = snapshot(ledger, migration)
     yield last
     while not last.settled:
-        record = _ride_out(lambda: _next(ledger, waiter, migration), patience)
-        if record != last:
-            last = record
-            yield last
+        last = _ride_out(lambda: _next(ledger, waiter, migration), patience)
+        yield last
 
 
 def _next(ledger: Ledger, waiter: Waiter, migration: str) -> MigrationRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from config.errors import CancelledError, MigrationFailedError, UnresolvedError
+from config.errors import CancelledError, MigrationFailedError, UnreachableError, UnresolvedError
 from tasks.cli.endings import EndedError
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import changes
@@ -20,8 +20,9 @@ from tasks.ledger.ledger import Ledger
 from tasks.records import MigrationRecord
 from tasks.requests import watch
 
-#: Seconds for which a handover that was cut off is left to the workers' own reconciling before the watcher goes.
-_UNRESOLVED_PATIENCE = 90.0
+#: Seconds for which a handover that was cut off is left to the workers' own reconciling, and workers to come back,
+#: before the watcher goes.
+_PATIENCE = 90.0
 
 
 class RoundRate:
@@ -63,7 +64,7 @@ def follow(ledger: Ledger, migration: str, console: Console | None) -> Migration
 
     Raises UnresolvedError when the handover was cut off and stays so, and what `watch` raises.
     """
-    records = _bounded(watch(ledger, migration))
+    records = bounded(watch(ledger, migration))
     if console is None:
         return _last(records)
     return _on_terminal(records, console) if console.is_terminal else _in_lines(records, console)
@@ -95,15 +96,27 @@ def _in_lines(records: Iterator[MigrationRecord], console: Console) -> Migration
     return record
 
 
-def _bounded(records: Iterator[MigrationRecord]) -> Iterator[MigrationRecord]:
-    """The same, until a cut-off handover has stayed unresolved for too long."""
+def bounded(
+    records: Iterable[MigrationRecord], clock: Callable[[], float] = time.monotonic
+) -> Iterator[MigrationRecord]:
+    """The same, until a cut-off handover has stayed unresolved, or an admitted move without a word, for too long."""
+    last: MigrationRecord | None = None
+    changed = clock()
     since: float | None = None
     for record in records:
         yield record
+        if record != last:
+            last, changed = record, clock()
         words = unresolved(record)
-        since = (since or time.monotonic()) if words else None
-        if since is not None and time.monotonic() - since > _UNRESOLVED_PATIENCE:
+        since = (clock() if since is None else since) if words else None
+        if since is not None and clock() - since > _PATIENCE:
             raise UnresolvedError(f"{record.migration} stays unresolved ({words}): run `droveway reconcile`")
+        # A worker renews its lease, in the record, several times in that time, whatever its mover does.
+        if record.epoch is not None and not record.settled and clock() - changed > _PATIENCE:
+            raise UnreachableError(
+                f"nobody has spoken of {record.migration} for {_PATIENCE:g} s: see that the workers of "
+                f"{record.source.host} and {record.destination.host} run, then follow it again"
+            )
 
 
 def unresolved(record: MigrationRecord) -> str | None:

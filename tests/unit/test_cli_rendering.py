@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
-from tasks.cli.following import RoundRate, ending, unresolved
+from config.errors import UnreachableError, UnresolvedError
+from tasks.cli.following import RoundRate, bounded, ending, unresolved
 from tasks.cli.quantities import bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.comparison import DemoMove, comparison
 from tasks.cli.rendering.facts import Facts
@@ -296,3 +298,36 @@ def test_corruption_cannot_be_overlooked_in_the_comparison() -> None:
     shown = drawn(comparison([DemoMove(Facts.of(done()), 1000, 0, 0.2), DemoMove(Facts.of(done()), 1000, 7, 0.2)]))
     assert "7 CORRUPT" in shown
     assert "alpha→beta" in shown
+
+
+def looked_at(*records: MigrationRecord, every: float) -> list[MigrationRecord]:
+    """What a follower sees who looks once in so many seconds."""
+    now = [0.0]
+
+    def passing() -> Iterator[MigrationRecord]:
+        for each in records:
+            yield each
+            now[0] += every
+
+    return list(bounded(passing(), lambda: now[0]))
+
+
+def test_a_move_of_which_nobody_speaks_any_more_is_not_followed_for_ever() -> None:
+    with pytest.raises(UnreachableError, match="alpha and beta"):
+        looked_at(*[record()] * 30, every=5)
+
+
+def test_a_move_whose_worker_renews_its_lease_is_followed_however_long_a_round_takes() -> None:
+    leased = [record(source={"at": beat}) for beat in range(30)]
+    assert looked_at(*leased, every=60) == leased
+
+
+def test_a_move_that_waits_for_a_slot_may_wait() -> None:
+    queued = [record(state="queued", epoch=None, admitted=None)] * 30
+    assert looked_at(*queued, every=60) == queued
+
+
+def test_a_handover_that_stays_unresolved_is_said_to_be_so() -> None:
+    cut_off = [record(source={"outcome": "unresolved", "at": beat}) for beat in range(30)]
+    with pytest.raises(UnresolvedError, match="droveway reconcile"):
+        looked_at(*cut_off, every=10)
