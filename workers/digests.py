@@ -45,7 +45,8 @@ class PageDigests:
 
         Digests what it leaves in; a page found zero that *was* sent before stays in and is sent as zeroes.
         """
-        fresh = ranges.pages()[self._table[ranges.pages()] == 0]
+        pages = ranges.pages()
+        fresh = pages[self._table[pages] == 0]
         self.update(ranges)
         suspects = fresh[self._table[fresh] == _ZERO]
         zero = [page for page in suspects.tolist() if self._is_zero(page)]
