@@ -46,6 +46,12 @@ class MigrationCapability(StrEnum):
         "2.0",
         "Lock and register all memory that holds data on both hosts before the bulk round, instead of chunk by chunk.",
     )
+    ON_DEMAND_PAGING = (
+        "on-demand-paging",
+        False,
+        "",
+        "Let the RDMA devices fault memory in as they reach it, instead of locking it; both must be able to.",
+    )
     XBZRLE = (
         "xbzrle",
         False,
@@ -369,7 +375,7 @@ class MigrationParameters:
     transport: TransportChoice = _parameter(  # noqa: RUF009  # makes a field(), as its neighbours do
         "transport",
         TransportChoice.AUTO,
-        Choice(TransportChoice, {TransportChoice.VERBS: "memory only travels over tcp so far; choose tcp or auto"}),
+        Choice(TransportChoice),
         "",
         "What carries the memory; auto takes the best that both hosts have.",
     )
@@ -437,6 +443,8 @@ class Exclusion:
 # own; here every transport takes the same ranges, so that only contradictions are left.
 EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion("rdma-pin-all", "pin-budget", "one locks all memory at once, the other limits what is locked at a time"),
+    Exclusion("on-demand-paging", "rdma-pin-all", "one locks no memory, the other all of it"),
+    Exclusion("on-demand-paging", "pin-budget", "it locks no memory, so there is nothing to limit"),
 )
 
 

@@ -267,6 +267,16 @@ class TlsSettings(_Concern):
         return self.certificate is not None
 
 
+class RdmaSettings(_Concern):
+    """Which RDMA port this host moves memory over. Left out: the first device with an active port, and that port."""
+
+    #: As `rdma link` shows it: mlx5_0, rocep1s0f0, rxe0. At most 63 bytes (IBV_SYSFS_NAME_MAX).
+    device: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$")] | None = None
+    port: Annotated[int, Field(ge=1, le=255)] | None = None
+    #: Into the port's table of addresses. Left out: RoCE v2 over IPv4 before all others.
+    gid_index: Annotated[int, Field(ge=0, le=255)] | None = None
+
+
 class HistorySettings(_Concern):
     """What is remembered of migrations that ended."""
 
@@ -280,6 +290,7 @@ class Settings(_Concern):
     host: HostSettings = Field(default_factory=HostSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     tls: TlsSettings = Field(default_factory=TlsSettings)
+    rdma: RdmaSettings = Field(default_factory=RdmaSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
 
     def shown(self) -> dict[str, dict[str, Any]]:

@@ -112,6 +112,12 @@ def test_units_are_understood_in_files_and_variables(file: Path) -> None:
         ("[redis]\nca = '/nowhere/ca.crt'", ["redis.ca", "does not point to a file"]),
         ("[redis]\nca = '/proc/meminfo'", ["[redis]", "ca needs a url that begins with rediss://"]),
         ("[tls]\nkey = '/proc/meminfo'", ["[tls]", "set all or none"]),
+        ("[rdma]\ndevice = '../mlx5_0'", ["rdma.device", "pattern"]),
+        ("[rdma]\ndevice = '%s'" % ("x" * 64), ["rdma.device", "pattern"]),
+        ("[rdma]\nport = 0", ["rdma.port", "greater than or equal to 1"]),
+        ("[rdma]\nport = true", ["rdma.port", "true and false mean nothing"]),
+        ("[rdma]\ngid_index = -1", ["rdma.gid_index", "greater than or equal to 0"]),
+        ("[rdma]\ngid-index = 1", ["'rdma.gid-index'", "did you mean rdma.gid_index?"]),
     ],
 )
 def test_a_wrong_file_is_told_which_key_and_what_to_write(text: str, says: list[str], file: Path) -> None:
@@ -149,6 +155,13 @@ def test_a_wrong_value_names_the_place_that_it_came_from(file: Path) -> None:
 
 def test_an_unknown_override_is_an_error(file: Path) -> None:
     assert "did you mean host.memory?" in refusal(over={"host.memry": 1}, file=file)
+
+
+def test_an_rdma_port_is_chosen_key_by_key(file: Path) -> None:
+    rdma = load("[rdma]\ndevice = 'mlx5_0'\nport = 2", {"DROVEWAY_RDMA__GID_INDEX": "3"}, file=file).rdma
+    assert (rdma.device, rdma.port, rdma.gid_index) == ("mlx5_0", 2, 3)
+    unset = load(file=file).rdma
+    assert (unset.device, unset.port, unset.gid_index) == (None, None, None)
 
 
 def test_a_machine_whose_own_name_will_not_do_is_told_to_set_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +247,9 @@ overrides = st.fixed_dictionaries(
         "host.ports": st.tuples(st.integers(1, 30000), st.integers(30000, 65535)),
         "host.memory": st.integers(0, 1 << 62),
         "host.metrics_source_port": st.integers(0, 65535),
+        "rdma.device": st.sampled_from(["mlx5_0", "rocep1s0f0", "mlx5_bond_0"]),
+        "rdma.port": st.integers(1, 255),
+        "rdma.gid_index": st.integers(0, 255),
         "worker.lease": seconds,
         "worker.poll_interval": st.floats(0.001, 1e6),
         "worker.log_level": st.sampled_from(["debug", "info", "warning", "error"]),
