@@ -65,6 +65,12 @@ class HostError(DrovewayError):
     exit_code = 4
 
 
+class DeviceError(HostError):
+    """This host has no RDMA device that can be used, or the one in use failed; pyverbs that is missing counts as none."""
+
+    reason = "rdma-device"
+
+
 class MemoryLockError(HostError):
     """The memory-lock limit (RLIMIT_MEMLOCK) or the host's memory is too small for what must be registered."""
 
@@ -102,6 +108,12 @@ class PeerLostError(PeerError):
     reason = "peer-lost"
 
 
+class LinkLostError(PeerLostError):
+    """Writes were sent again and again, and the other side, though not known to be gone, confirmed none of them."""
+
+    reason = "link-lost"
+
+
 class RemoteAccessError(PeerError):
     """The destination refused a write outside what it registered, or under a wrong key."""
 
@@ -116,6 +128,12 @@ class MigrationFailedError(DrovewayError):
 
     reason = "migration-failed"
     exit_code = 6
+
+
+class LocalProtectionError(MigrationFailedError):
+    """This side's own device refused to read memory for a write: it was not registered, or under another key."""
+
+    reason = "local-protection"
 
 
 class StalledError(MigrationFailedError):
