@@ -97,8 +97,10 @@ def _tcp_pair(
     in_flight_limit: int, connected: bool, source_tls: TlsFiles | None, destination_tls: TlsFiles | None
 ) -> Iterator[Pair]:
     with closing(make_ram()) as source_ram, closing(make_ram()) as destination_ram:
-        source = TcpEndpoint(source_ram, TcpSettings("source", 2, in_flight_limit, tls=source_tls))
-        destination = TcpEndpoint(destination_ram, TcpSettings("destination", 3, tls=destination_tls))
+        source = TcpEndpoint(
+            source_ram, TcpSettings("source", channels=2, in_flight_limit=in_flight_limit, tls=source_tls)
+        )
+        destination = TcpEndpoint(destination_ram, TcpSettings("destination", channels=3, tls=destination_tls))
         with closing(source), closing(destination):
             offer = destination.offer()
             host, _, port = offer["addresses"][0].rpartition(":")

@@ -26,7 +26,7 @@ from enum import IntEnum
 
 from config.errors import PeerError, PeerLostError
 from workers.transports.tcp.frames import VERSION
-from workers.transports.tcp.offer import Address, TcpOffer
+from workers.transports.tcp.offer import Address, ControlOffer
 from workers.transports.tcp.streams import set_options, stop
 from workers.transports.tcp.tls import TlsIdentity
 
@@ -96,7 +96,7 @@ class _Sockets:
 class Dialler:
     """The source's side of one meeting."""
 
-    def __init__(self, peer: TcpOffer, channels: int, identity: TlsIdentity | None) -> None:
+    def __init__(self, peer: ControlOffer, channels: int, identity: TlsIdentity | None) -> None:
         self._peer = peer
         self._channels = channels
         self._identity = identity
@@ -221,7 +221,7 @@ class Doorkeeper:
         self.stop()
         self._listener.close()
 
-    def meet(self, peer: TcpOffer, channels: int, timeout: float) -> list[socket.socket]:
+    def meet(self, peer: ControlOffer, channels: int, timeout: float) -> list[socket.socket]:
         """Control connection first, then the data connections. Raises PeerError, PeerLostError as Endpoint.connect."""
         deadline = time.monotonic() + timeout
         try:
@@ -265,7 +265,7 @@ class Doorkeeper:
         stop(connection)
         thread.join(_REDIAL_SECONDS)
 
-    def _receive_caller(self, connection: socket.socket, peer: TcpOffer, channels: int) -> None:
+    def _receive_caller(self, connection: socket.socket, peer: ControlOffer, channels: int) -> None:
         """One caller, in its own thread: into the arrivals, or closed."""
         known, welcome = connection, False
         try:

@@ -1,4 +1,4 @@
-"""What two tcp endpoints tell each other through pairing, as JSON. Pure."""
+"""What two sides tell each other through pairing about their TCP connections, as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class TcpOffer:
-    """One side's offer.
+class ControlOffer:
+    """What one side says of its control connection.
 
     Shapes: `token` is 32 bytes, on the destination only, as are `addresses`; `fingerprint` is the hex SHA-256 of the
-    side's DER certificate, None without TLS; `channels` counts data connections, 1 to 128.
+    side's DER certificate, None without TLS.
     """
 
     addresses: tuple[Address, ...]
     token: bytes | None
     fingerprint: str | None
-    channels: int
 
     def encode(self) -> dict[str, Any]:
         """The offer as JSON."""
@@ -47,24 +46,31 @@ class TcpOffer:
             "addresses": [str(address) for address in self.addresses],
             "token": self.token.hex() if self.token else None,
             "fingerprint": self.fingerprint,
-            "channels": self.channels,
         }
 
 
-def decode_offer(data: Mapping[str, Any]) -> TcpOffer:
-    """Read an offer; unknown fields are ignored, as a later version may add some. Raises MessageError."""
-    addresses, channels = data.get("addresses"), data.get("channels")
+def decode_offer(data: Mapping[str, Any]) -> ControlOffer:
+    """Read an offer; other fields are ignored, as a transport adds its own and a later version more.
+
+    Raises MessageError.
+    """
+    addresses = data.get("addresses")
     if not isinstance(addresses, list) or len(addresses) > _MAX_ADDRESSES:
         raise _malformed(f"addresses must be a list of at most {_MAX_ADDRESSES}")
-    if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= MAX_CHANNELS:
-        raise _malformed(f"channels must be 1 to {MAX_CHANNELS}")
     token = _hex(data, "token")
-    return TcpOffer(
+    return ControlOffer(
         tuple(parse_address(address) for address in addresses),
         bytes.fromhex(token) if token else None,
         _hex(data, "fingerprint"),
-        channels,
     )
+
+
+def decode_channels(data: Mapping[str, Any]) -> int:
+    """How many data connections a tcp offer allows, 1 to 128. Raises MessageError."""
+    channels = data.get("channels")
+    if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= MAX_CHANNELS:
+        raise _malformed(f"channels must be 1 to {MAX_CHANNELS}")
+    return channels
 
 
 def parse_address(text: object) -> Address:
@@ -91,6 +97,4 @@ def _hex(data: Mapping[str, Any], field: str) -> str | None:
 
 
 def _malformed(reason: str) -> MessageError:
-    return MessageError(
-        f"the tcp offer of the other side is malformed ({reason}): check that both run the same version"
-    )
+    return MessageError(f"the offer of the other side is malformed ({reason}): check that both run the same version")

@@ -35,23 +35,15 @@ _TLS_GATHER = 256 << 10
 Array = npt.NDArray[np.int64]
 
 
-class Stream(Protocol):
+class Connection(Protocol):
     """A connection after its handshake. One thread sends and one receives, at the same time."""
 
     def send(self, data: bytes) -> None:
         """Send all of it."""
         ...
 
-    def send_frame(self, frame: Frame) -> None:
-        """Send a WRITES frame: its head, then the rows out of guest memory."""
-        ...
-
     def receive(self, size: int) -> bytes:
         """Exactly `size` bytes. Raises OSError when the connection ends before."""
-        ...
-
-    def receive_rows(self, address: Array, length: Array) -> None:
-        """Fill these rows of guest memory, which the caller has checked."""
         ...
 
     def stop(self, how: int = socket.SHUT_RDWR) -> None:
@@ -59,7 +51,19 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the socket back. No thread may use the stream any more."""
+        """Give the socket back. No thread may use the connection any more."""
+        ...
+
+
+class Stream(Connection, Protocol):
+    """A connection that carries guest memory."""
+
+    def send_frame(self, frame: Frame) -> None:
+        """Send a WRITES frame: its head, then the rows out of guest memory."""
+        ...
+
+    def receive_rows(self, address: Array, length: Array) -> None:
+        """Fill these rows of guest memory, which the caller has checked."""
         ...
 
 
@@ -107,18 +111,44 @@ Vectors = npt.NDArray[np.uint64]
 """Shape (n, 2): struct iovec, address and length of each buffer."""
 
 
-class PlainStream:
+class PlainConnection:
     """A TCP connection without TLS."""
 
-    def __init__(self, connection: socket.socket, ram: Ram) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(None)
         self._socket = connection
-        self._ram = ram
-        self._has_sendfile = True
 
     def send(self, data: bytes) -> None:
         """Send all of it, blocking."""
         self._socket.sendall(data)
+
+    def receive(self, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            got = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
+            if not got:
+                raise _ended()
+            view = view[got:]
+        return bytes(data)
+
+    def stop(self, how: int = socket.SHUT_RDWR) -> None:
+        """End blocked and later calls."""
+        stop(self._socket, how)
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+
+class PlainStream(PlainConnection):
+    """Guest memory over a TCP connection without TLS."""
+
+    def __init__(self, connection: socket.socket, ram: Ram) -> None:
+        super().__init__(connection)
+        self._ram = ram
+        self._has_sendfile = True
 
     def send_frame(self, frame: Frame) -> None:
         """Long rows by sendfile, page cache to wire; short ones gathered by one sendmsg."""
@@ -152,17 +182,6 @@ class PlainStream:
         if start < end:
             self._gather(b"", np.array([start]), np.array([end - start]))
 
-    def receive(self, size: int) -> bytes:
-        """Exactly `size` bytes."""
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
-            got = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
-            if not got:
-                raise _ended()
-            view = view[got:]
-        return bytes(data)
-
     def receive_rows(self, address: Array, length: Array) -> None:
         """Scattered by one recvmsg, wire to page cache."""
         vectors = np.empty((len(address), 2), np.uint64)
@@ -182,14 +201,6 @@ class PlainStream:
                 raise OSError(code, os.strerror(code))
             vectors = remaining(vectors, done)
 
-    def stop(self, how: int = socket.SHUT_RDWR) -> None:
-        """End blocked and later calls."""
-        stop(self._socket, how)
-
-    def close(self) -> None:
-        """Give the socket back."""
-        self._socket.close()
-
 
 def remaining(vectors: Vectors, done: int) -> Vectors:
     """What remains of the buffers once `done` bytes were moved (a signal or the end of a buffer cut the call short)."""
@@ -206,17 +217,16 @@ def remaining(vectors: Vectors, done: int) -> Vectors:
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
-class TlsStream:
+class TlsConnection:
     """A TLS connection whose handshake is done.
 
     OpenSSL allows one call at a time on a connection, so the socket does not block: each try is made under a lock, and
     the wait for the wire happens outside of it.
     """
 
-    def __init__(self, connection: ssl.SSLSocket, ram: Ram) -> None:
+    def __init__(self, connection: ssl.SSLSocket) -> None:
         connection.settimeout(0)
         self._socket = connection
-        self._ram = ram
         self._lock = threading.Lock()
 
     def send(self, data: bytes | memoryview) -> None:
@@ -225,34 +235,11 @@ class TlsStream:
         while view:
             view = view[self._try(self._socket.send, view) :]
 
-    def send_frame(self, frame: Frame) -> None:
-        """Long rows straight from guest memory; short ones are put together first."""
-        self.send(frame.head)
-        rows = _views(self._ram, frame.start, frame.length)
-        if frame.large:
-            for row in rows:
-                self.send(row)
-            return
-        gathered: list[memoryview] = []
-        size = 0
-        for row in rows:
-            gathered.append(row)
-            size += len(row)
-            if size >= _TLS_GATHER:
-                self.send(b"".join(gathered))
-                gathered, size = [], 0
-        self.send(b"".join(gathered))
-
     def receive(self, size: int) -> bytes:
         """Exactly `size` bytes."""
         data = bytearray(size)
         self._fill(memoryview(data))
         return bytes(data)
-
-    def receive_rows(self, address: Array, length: Array) -> None:
-        """Decrypted straight into guest memory."""
-        for row in _views(self._ram, address, length):
-            self._fill(row)
 
     def _fill(self, view: memoryview) -> None:
         while view:
@@ -281,6 +268,37 @@ class TlsStream:
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
+
+
+class TlsStream(TlsConnection):
+    """Guest memory over a TLS connection."""
+
+    def __init__(self, connection: ssl.SSLSocket, ram: Ram) -> None:
+        super().__init__(connection)
+        self._ram = ram
+
+    def send_frame(self, frame: Frame) -> None:
+        """Long rows straight from guest memory; short ones are put together first."""
+        self.send(frame.head)
+        rows = _views(self._ram, frame.start, frame.length)
+        if frame.large:
+            for row in rows:
+                self.send(row)
+            return
+        gathered: list[memoryview] = []
+        size = 0
+        for row in rows:
+            gathered.append(row)
+            size += len(row)
+            if size >= _TLS_GATHER:
+                self.send(b"".join(gathered))
+                gathered, size = [], 0
+        self.send(b"".join(gathered))
+
+    def receive_rows(self, address: Array, length: Array) -> None:
+        """Decrypted straight into guest memory."""
+        for row in _views(self._ram, address, length):
+            self._fill(row)
 
 
 def _views(ram: Ram, start: Array, length: Array) -> Iterator[memoryview]:
