@@ -30,8 +30,8 @@ from workers.guests.local import LocalGuests
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
 from workers.pairing.redis import RedisPairing
+from workers.registration.limits import lock_limit
 from workers.settle import highest_epochs, owned_here, settle, told_by_journals
-from workers.transports.memory_lock import lock_limit
 from workers.transports.open import KINDS
 
 #: Seconds between two heartbeats, as a part of the lease: two may be lost before anybody looks.

@@ -10,7 +10,7 @@ from config.redis import coordination_client, reaching_redis, server_warnings
 from config.settings import memory_total
 from tasks.cli.invocation import SettingsGroup, invocation_of, json_option
 from tasks.cli.quantities import size
-from workers.transports.memory_lock import lock_limit
+from workers.registration.limits import lock_limit
 
 
 @click.group(cls=SettingsGroup)

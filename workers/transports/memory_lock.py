@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from config.errors import MemoryLockError
 from workers.ram import Ram
 from workers.ranges import PageRange
+from workers.registration.limits import lock_limit, locked_memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_CAP_IPC_LOCK = 14
 
 #: One mlock call covers at most this much, so that an abort need not wait until a whole guest is populated: fresh pages
 #: take 1.5 to 4.6 s per GiB (measured, Linux 6.18, a virtual machine with 2 cores).
@@ -42,7 +40,7 @@ class MemoryLock:
         wanted = list(ranges)
         asked = sum(found.size for found in wanted)
         # Refused before the first page is populated: pages of a RAM file cannot be given back once they exist.
-        limit, held = lock_limit(), _locked_by_this_process()
+        limit, held = lock_limit(), locked_memory()
         if limit is not None and held + asked > limit:
             raise _too_small(asked)
         done: list[PageRange] = []
@@ -79,27 +77,8 @@ def _pieces(ranges: Iterable[PageRange]) -> Iterator[PageRange]:
             yield PageRange(start, min(start + _STEP, found.end))
 
 
-def lock_limit() -> int | None:
-    """RLIMIT_MEMLOCK in bytes; None when it does not bind us (unlimited, or CAP_IPC_LOCK)."""
-    soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    privileged = int(_status("CapEff"), 16) >> _CAP_IPC_LOCK & 1
-    return None if privileged or soft == resource.RLIM_INFINITY else soft
-
-
-def _locked_by_this_process() -> int:
-    return int(_status("VmLck").removesuffix(" kB")) << 10
-
-
-def _status(field: str) -> str:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return value.strip()
-    return "0"
-
-
 def _too_small(asked: int, errno: int = 0) -> MemoryLockError:
-    limit, held = lock_limit(), _locked_by_this_process()
+    limit, held = lock_limit(), locked_memory()
     if limit is not None and held + asked > limit:
         return MemoryLockError(
             f"{asked} bytes of guest memory cannot be locked: RLIMIT_MEMLOCK is {limit} bytes, of which this worker "
