@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from config.capabilities import MigrationCapability as Capability
-from config.errors import HostError, MessageError, RefusedError, VerifyError
+from config.errors import MessageError, RefusedError, VerifyError
 from workers.digests import PageDigests, differing, rollup_unit
 from workers.guests.contract import Guest
 from workers.guests.local import LocalGuests
@@ -16,10 +16,12 @@ from workers.handover.journal import driving
 from workers.handover.states import Event, State
 from workers.link import Link, await_source, link_as_destination, refusals_told
 from workers.migration import Migration
+from workers.pairing.agreement import refuse_beyond_limits
 from workers.pairing.contract import Side
 from workers.pairing.offer import Offer
 from workers.protocol import Message
-from workers.ram import Ram, available_memory
+from workers.ram import Ram
+from workers.registration.limits import LockLimits, lock_limits
 from workers.rounds.incoming import Incoming
 
 #: Seconds for which a source whose connection stands may say nothing: a batch of 16 MiB paced to 1 MiB/s takes 16.
@@ -32,12 +34,13 @@ def run(migration: Migration) -> None:
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         with migration.phase("pairing", "setup"):
             theirs = await_source(migration)
-            _refuse_what_does_not_fit(migration, theirs)
+            limits = lock_limits()
+            _refuse_what_does_not_fit(migration, theirs, limits)
             journal.begin(job.epoch, Side.DESTINATION, job.migration, job.peer_host)
             handover = Handover(journal, migration.pairing, State.LOADING, None)
         with handover.guarded():
             handover.guest = _twin(migration, theirs)
-            with Ram(handover.guest.block_files()) as ram, link_as_destination(migration, ram, theirs) as link:
+            with Ram(handover.guest.block_files()) as ram, link_as_destination(migration, ram, theirs, limits) as link:
                 connected()
                 with handover.over(link.talk):
                     _receive(migration, link, ram, handover)
@@ -45,7 +48,7 @@ def run(migration: Migration) -> None:
             migration.timeline.add("deregistration", time.monotonic() - closing)
 
 
-def _refuse_what_does_not_fit(migration: Migration, theirs: Offer) -> None:
+def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockLimits) -> None:
     """Refused before BEGUN, which makes a guest of this name on this host an incoming copy that may be discarded."""
     job, host = migration.job, migration.settings.host
     if LocalGuests(host.state_dir, host.ram_dir).holds(job.guest):
@@ -59,11 +62,7 @@ def _refuse_what_does_not_fit(migration: Migration, theirs: Offer) -> None:
             f"{job.guest} has {theirs.memory} bytes of memory, {job.memory} were reserved here: migrate it again",
             "host-memory",
         )
-    free = available_memory()
-    if theirs.memory > free:
-        raise HostError(
-            f"the guest has {theirs.memory} bytes of memory, this host {free} available: make room, or go elsewhere"
-        )
+    refuse_beyond_limits(theirs, job.host, limits, exists=False)
 
 
 def _twin(migration: Migration, theirs: Offer) -> Guest:

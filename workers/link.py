@@ -23,8 +23,9 @@ from workers.pairing.contract import Side
 from workers.pairing.offer import Offer, blocks_of, decode, encode
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
+from workers.registration.limits import LockLimits, lock_limits
+from workers.registration.registrar import GRANULE
 from workers.transports.contract import Endpoint
-from workers.transports.memory_lock import lock_limit
 from workers.transports.open import open_endpoints
 
 #: Seconds for the other side's worker to take its message, start its mover and offer.
@@ -48,7 +49,8 @@ def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Lin
     with ExitStack() as cleanup:
         with migration.phase("pairing", "setup"):
             endpoints = _open(cleanup, migration, ram)
-            mine = _offer(migration, ram, endpoints, guest.description())
+            populated = ram.populated().aligned(GRANULE).clipped(ram.size).size
+            mine = _offer(migration, ram, endpoints, lock_limits(), guest.description(), populated)
             migration.pairing.publish(encode(mine))
             theirs = decode(migration.pairing.await_offer(PAIRING_TIMEOUT))
             link = _connect(migration, endpoints, mine, theirs)
@@ -61,11 +63,14 @@ def await_source(migration: Migration) -> Offer:
 
 
 @contextmanager
-def link_as_destination(migration: Migration, ram: Ram, theirs: Offer) -> Iterator[Link]:
-    """Agree, answer, connect. Closes the endpoint at the end, whatever happened."""
+def link_as_destination(migration: Migration, ram: Ram, theirs: Offer, limits: LockLimits) -> Iterator[Link]:
+    """Agree, answer, connect. Closes the endpoint at the end, whatever happened.
+
+    `limits` are this host's from before the twin started, which may have taken all of its memory since.
+    """
     with ExitStack() as cleanup:
         endpoints = _open(cleanup, migration, ram)
-        mine = _offer(migration, ram, endpoints, None)
+        mine = _offer(migration, ram, endpoints, limits)
         agree(theirs, mine)  # refused before the source is told to connect
         migration.pairing.publish(encode(mine))
         yield _connect(migration, endpoints, mine, theirs)
@@ -79,7 +84,12 @@ def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> dict[str, Endpo
 
 
 def _offer(
-    migration: Migration, ram: Ram, endpoints: Mapping[str, Endpoint], description: Mapping[str, Any] | None
+    migration: Migration,
+    ram: Ram,
+    endpoints: Mapping[str, Endpoint],
+    limits: LockLimits,
+    description: Mapping[str, Any] | None = None,
+    populated: int | None = None,
 ) -> Offer:
     return Offer(
         host=migration.job.host,
@@ -90,7 +100,10 @@ def _offer(
         supported=frozenset(capability.value for capability in SUPPORTED),
         transports={kind: endpoint.offer() for kind, endpoint in endpoints.items()},
         trackers=KINDS,
-        memlock=lock_limit(),
+        memlock=limits.memlock,
+        cgroup=limits.cgroup,
+        available=limits.available,
+        populated=populated,
         guest=description,
     )
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from config.capabilities import SUPPORTED, read_options
 from config.errors import MessageError, RefusedError
-from workers.pairing.agreement import agree
-from workers.pairing.offer import MAX_OFFER, Offer, blocks_of, decode, encode
+from workers.pairing.agreement import SMALLEST_WINDOW, agree, refuse_beyond_limits
+from workers.pairing.offer import MAX_OFFER, MAX_REASON, Offer, blocks_of, decode, encode
 from workers.ram import RamBlock
+from workers.registration.limits import LockLimits
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def offer(host: str, **changes: Any) -> Offer:
@@ -40,8 +41,19 @@ def offer(host: str, **changes: Any) -> Offer:
 
 
 def test_what_is_encoded_comes_back() -> None:
-    original = offer("alpha", memlock=64 << 10)
+    original = offer("alpha", memlock=64 << 10, cgroup=7, available=8, populated=9, unavailable={"verbs": "no device"})
     assert decode(encode(original)) == original
+    assert original.limits == LockLimits(64 << 10, 7, 8)
+
+
+def test_an_older_release_that_says_nothing_of_its_limits_is_not_held_to_any() -> None:
+    document = json.loads(encode(offer("alpha")))
+    for key in ("memlock", "cgroup", "available", "populated", "unavailable"):
+        del document[key]
+    old = decode(json.dumps(document).encode())
+    assert old.limits == LockLimits()
+    assert old.touched == old.memory == GIB
+    assert agree(old, old.model_copy(update={"host": "beta"})).notes == ()
 
 
 def test_what_a_newer_release_adds_is_ignored() -> None:
@@ -69,6 +81,12 @@ def test_another_version_is_refused_in_words(version: object) -> None:
         {"blocks": "pc.ram"},
         {"capabilities": {"rdma-pin-all": "on"}},
         {"memlock": -1},
+        {"cgroup": 0.5},
+        {"available": 1 << 63},
+        {"populated": "all"},
+        {"unavailable": {"verbs": 3}},
+        {"unavailable": {"verbs": "x" * (MAX_REASON + 1)}},
+        {"unavailable": {"verbs": "two\nlines"}},
         {"transports": ["tcp"]},
         {"page_size": 0},
     ],
@@ -156,19 +174,180 @@ def test_a_property_that_was_asked_for_is_never_dropped() -> None:
     assert caught.value.reason == "capability"
 
 
-@pytest.mark.parametrize("side", [0, 1])
-def test_pin_all_needs_the_limit_on_both_hosts(side: int) -> None:
-    pinned = read_options({"rdma-pin-all": True})[0].to_json()
-    offers = [offer("alpha", capabilities=pinned), offer("beta", capabilities=pinned)]
-    assert agree(*offers).capabilities["rdma-pin-all"] is True
-    offers[side] = offers[side].model_copy(update={"memlock": GIB - 1})
-    with pytest.raises(RefusedError, match=offers[side].host) as caught:
+# --- what may be locked, and held -------------------------------------------------------------------------------------
+
+
+def pair(
+    capabilities: dict[str, bool] | None = None, parameters: dict[str, Any] | None = None, **both: Any
+) -> list[Offer]:
+    """Two offers for the same request, of a guest of 1 GiB that touched half of it."""
+    asked = read_options(capabilities, parameters)
+    fields = {"capabilities": asked[0].to_json(), "parameters": asked[1].to_json(), **both}
+    return [offer("alpha", populated=512 * MIB, **fields), offer("beta", guest=None, **fields)]
+
+
+def refusal(offers: list[Offer]) -> tuple[str, str]:
+    with pytest.raises(RefusedError) as caught:
         agree(*offers)
-    assert caught.value.reason == "memory-lock"
+    return caught.value.reason, str(caught.value)
 
 
-def test_a_low_limit_does_not_matter_without_pin_all() -> None:
-    assert agree(offer("alpha", memlock=0), offer("beta", memlock=0)).transport == "tcp"
+@pytest.mark.parametrize("side", [0, 1])
+def test_pin_all_locks_what_is_touched_on_both_hosts(side: int) -> None:
+    offers = pair({"rdma-pin-all": True}, memlock=512 * MIB)
+    assert agree(*offers).capabilities["rdma-pin-all"] is True
+    offers[side] = offers[side].model_copy(update={"memlock": 64 * MIB})
+    reason, message = refusal(offers)
+    assert reason == "memory-lock"
+    assert f"{offers[side].host} may lock 64MiB more, 512MiB are needed: 448MiB are missing" in message
+    assert message.endswith("; raise LimitMEMLOCK of its workers, or set rdma-pin-all off.")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_dynamic_needs_no_more_than_a_window(side: int) -> None:
+    offers = pair(memlock=SMALLEST_WINDOW)
+    assert agree(*offers).notes == ()
+    offers[side] = offers[side].model_copy(update={"memlock": SMALLEST_WINDOW - 4096})
+    reason, message = refusal(offers)
+    assert (reason, "8MiB are needed: 4KiB are missing" in message) == ("memory-lock", True)
+    assert "rdma-pin-all" not in message
+
+
+def test_a_guest_that_touched_less_than_a_window_needs_that_alone() -> None:
+    source, destination = pair(memlock=MIB)
+    assert agree(source.model_copy(update={"populated": MIB}), destination).transport == "tcp"
+
+
+def test_demand_paging_needs_nothing_locked_but_room_all_the_same() -> None:
+    source, _ = pair({"on-demand-paging": True})
+    refuse_beyond_limits(source, "beta", LockLimits(0, 512 * MIB, GIB), exists=False)
+    with pytest.raises(RefusedError, match="1GiB are needed: 1MiB are missing") as caught:
+        refuse_beyond_limits(source, "beta", LockLimits(0, None, GIB - MIB), exists=False)
+    assert caught.value.reason == "host-memory"
+
+
+def test_a_budget_is_all_that_it_needs() -> None:
+    source, _ = pair()
+    source = source.model_copy(update={"parameters": {**source.parameters, "pin-budget": 64 * MIB}})
+    refuse_beyond_limits(source, "beta", LockLimits(memlock=64 * MIB), exists=False)
+    with pytest.raises(RefusedError, match=r"64MiB are needed: 1MiB are missing.*lower pin-budget"):
+        refuse_beyond_limits(source, "beta", LockLimits(memlock=63 * MIB), exists=False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "missing"),
+    [
+        ({"cgroup": 511 * MIB}, "memory-cgroup", "1MiB are missing; raise its memory.max"),
+        ({"available": GIB - 4096}, "host-memory", "4KiB are missing; make room there"),
+    ],
+)
+def test_memory_yet_to_come_must_fit_the_destination_and_that_of_the_source_exists(
+    limits: dict[str, int], reason: str, missing: str
+) -> None:
+    source, destination = pair()
+    assert agree(source.model_copy(update=limits), destination).notes == ()
+    got, message = refusal([source, destination.model_copy(update=limits)])
+    assert got == reason
+    assert missing in message
+    assert "beta" in message
+
+
+def test_a_source_cannot_claim_more_memory_than_its_guest_has() -> None:
+    source, destination = pair({"rdma-pin-all": True}, memlock=GIB)
+    assert agree(source.model_copy(update={"populated": 1 << 62}), destination).transport == "tcp"
+
+
+# --- RDMA -------------------------------------------------------------------------------------------------------------
+
+
+def verbs(**changes: Any) -> dict[str, dict[str, Any]]:
+    """The transports of a host with an RDMA port: verbs' own part of the offer, as far as the agreement reads it."""
+    port = {"device": "mlx5_0", "link_layer": "ethernet", "mtu": 4096, "odp": True, "channels": 4}
+    return {"verbs": {**port, **changes}, "tcp": {}}
+
+
+def over(*transports: dict[str, dict[str, Any]], transport: str = "auto", **changes: Any) -> list[Offer]:
+    offers = pair(parameters={"transport": transport}, **changes)
+    return [each.model_copy(update={"transports": with_}) for each, with_ in zip(offers, transports, strict=True)]
+
+
+def notes(offers: list[Offer]) -> list[tuple[str, str]]:
+    return [(note.about, note.reason) for note in agree(*offers).notes]
+
+
+def test_two_rdma_ports_that_are_alike_leave_nothing_to_say() -> None:
+    agreement = agree(*over(verbs(), verbs()))
+    assert (agreement.transport, agreement.notes) == ("verbs", ())
+
+
+def test_the_smaller_mtu_holds_and_is_explained() -> None:
+    assert notes(over(verbs(), verbs(mtu=1024))) == [
+        ("mtu", "1024 instead of 4096: that is beta's; make the MTUs of both netdevs alike")
+    ]
+
+
+@pytest.mark.parametrize("mtu", [None, "4096", [1]])
+def test_an_mtu_that_is_no_number_is_left_to_its_transport(mtu: object) -> None:
+    assert notes(over(verbs(), verbs(mtu=mtu))) == []
+
+
+def test_links_of_two_kinds_cannot_meet() -> None:
+    offers = over(verbs(), verbs(link_layer="infiniband"))
+    assert agree(*offers).transport == "tcp"
+    assert notes(offers) == [("transport", "not verbs: the link of alpha is ethernet, that of beta infiniband")]
+    reason, message = refusal(over(verbs(), verbs(link_layer="infiniband"), transport="verbs"))
+    assert reason == "transport"
+    assert "the link of alpha is ethernet, that of beta infiniband" in message
+
+
+def without_verbs(why: str = "") -> dict[str, Any]:
+    return {"transports": {"tcp": {}}, "unavailable": {"verbs": why} if why else {}}
+
+
+def test_why_a_host_could_not_open_a_transport_is_passed_on() -> None:
+    source, destination = over(verbs(), verbs())
+    destination = destination.model_copy(update=without_verbs("port 1 of mlx5_0 is down"))
+    assert notes([source, destination]) == [
+        ("transport", "not verbs: beta does not offer it (port 1 of mlx5_0 is down)")
+    ]
+    source, destination = over(verbs(), verbs(), transport="verbs")
+    source = source.model_copy(update=without_verbs("no RDMA device"))
+    destination = destination.model_copy(update=without_verbs("install python3-pyverbs"))
+    reason, message = refusal([source, destination])
+    assert reason == "transport"
+    assert "alpha does not offer it (no RDMA device), beta does not offer it (install python3-pyverbs)" in message
+
+
+def test_nothing_is_said_of_what_nobody_asked_for_and_neither_has() -> None:
+    assert notes([each.model_copy(update=without_verbs()) for each in over(verbs(), verbs())]) == []
+
+
+@pytest.mark.parametrize("transport", ["auto", "verbs"])
+def test_demand_paging_is_had_where_both_devices_can(transport: str) -> None:
+    offers = over(verbs(), verbs(), transport=transport, capabilities={"on-demand-paging": True})
+    assert agree(*offers).capabilities["on-demand-paging"] is True
+
+
+@pytest.mark.parametrize(
+    ("transports", "transport", "says"),
+    [
+        ((verbs(), verbs(odp=False)), "auto", "mlx5_0 of beta cannot fault memory in"),
+        ((verbs(odp=1), verbs(odp=False, device="rxe0")), "verbs", "mlx5_0 of alpha and rxe0 of beta cannot"),
+        (({"tcp": {}}, verbs()), "auto", "not verbs: alpha does not offer it"),
+        (({"tcp": {}}, {"tcp": {}}), "auto", "memory would travel over tcp"),
+        ((verbs(), verbs()), "tcp", "memory would travel over tcp"),
+    ],
+)
+def test_demand_paging_that_cannot_be_had_is_refused_with_the_host_that_lacks_it(
+    transports: tuple[dict[str, Any], dict[str, Any]], transport: str, says: str
+) -> None:
+    reason, message = refusal(over(*transports, transport=transport, capabilities={"on-demand-paging": True}))
+    assert reason == "on-demand-paging"
+    assert says in message
+    assert message.endswith("; set it off, or go elsewhere.")
+
+
+# --- everything else --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

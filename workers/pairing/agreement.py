@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.errors import RefusedError
+from config.units import BYTES
 from workers.pairing.offer import TRANSPORTS, Offer
+from workers.registration.limits import LockLimits
 
 #: Capabilities without which the guest arrives just as well, only by a longer way. Anything else that is asked for
 #: and lacking is refused: the operator asked for a property of the move, not for a speed.
@@ -19,6 +21,9 @@ HARMLESS = {
     "zero-pages": "pages of zeros are sent like any other",
     "auto-converge": "the guest is not throttled",
 }
+
+#: Bytes that both sides must be able to lock at a time: the least with which memory can be moved window by window.
+SMALLEST_WINDOW = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +58,57 @@ class Agreement:
 def agree(source: Offer, destination: Offer) -> Agreement:
     """The one way in which both can move the guest. Raises RefusedError whose reason is the rule that refused.
 
-    Rules, first to last: `capabilities` and `parameters` asked alike, `page-size`, `ram-blocks`, `capability`,
-    `memory-lock`, `transport`.
+    Rules, first to last: `request-differs`, `page-size`, `ram-blocks`, `capability`, `memory-lock`, `memory-cgroup`,
+    `host-memory`, `transport`, `on-demand-paging`.
     """
     _same_request(source, destination)
     _same_memory(source, destination)
     capabilities, notes = _capabilities(source, destination)
-    if capabilities.get("rdma-pin-all"):
-        _lockable(source)
-        _lockable(destination)
+    refuse_beyond_limits(source, source.host, source.limits, exists=True)
+    refuse_beyond_limits(source, destination.host, destination.limits, exists=False)
     transport, passed_over = _transport(source, destination)
+    if capabilities.get("on-demand-paging"):
+        _paged(source, destination, transport, passed_over)
     channels, chunk_size, lowered = _sizes(source, destination, transport)
-    return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *lowered))
+    mtu = _mtu(source, destination, transport)
+    return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *mtu, *lowered))
+
+
+def refuse_beyond_limits(source: Offer, host: str, limits: LockLimits, *, exists: bool) -> None:
+    """Refuse when `host` cannot lock, or hold, what the source asks for; the message has the number that is missing.
+
+    `exists`: the guest's memory is populated there, as it is at the source. Raises RefusedError: `memory-lock`,
+    `memory-cgroup`, `host-memory`.
+    """
+    to_lock, otherwise = _to_lock(source)
+    _enough(to_lock, limits.memlock, "memory-lock", f"{host} may lock", f"raise LimitMEMLOCK of its workers{otherwise}")
+    if exists:
+        return
+    where = f"the memory cgroup of the workers of {host} may grow by"
+    _enough(source.touched, limits.cgroup, "memory-cgroup", where, "raise its memory.max, or go elsewhere")
+    # All of it, touched or not: the guest may touch the rest on the day after.
+    _enough(source.memory, limits.available, "host-memory", f"{host} can take up", "make room there, or go elsewhere")
+
+
+def _to_lock(source: Offer) -> tuple[int, str]:
+    """Bytes that must be lockable at a time on either side, and what to ask for where they are not."""
+    budget = source.parameters.get("pin-budget")
+    if source.capabilities.get("on-demand-paging"):
+        return 0, ""
+    if source.capabilities.get("rdma-pin-all"):
+        return source.touched, ", or set rdma-pin-all off"
+    if type(budget) is int and budget > 0:
+        return min(budget, source.touched), ", or lower pin-budget or leave it out"
+    return min(SMALLEST_WINDOW, source.touched), ""
+
+
+def _enough(needed: int, there: int | None, rule: str, have: str, remedy: str) -> None:
+    if there is not None and there < needed:
+        raise RefusedError(
+            f"{have} {BYTES.format(there)} more, {BYTES.format(needed)} are needed: {BYTES.format(needed - there)} are"
+            f" missing; {remedy}.",
+            rule,
+        )
 
 
 #: Parameters that each host may lower in its own offer; the smaller one holds.
@@ -115,33 +159,68 @@ def _capabilities(source: Offer, destination: Offer) -> tuple[dict[str, bool], l
     return in_force, notes
 
 
-def _lockable(offer: Offer) -> None:
-    if offer.memlock is not None and offer.memlock < offer.memory:
-        raise RefusedError(
-            f"rdma-pin-all locks {offer.memory} bytes, {offer.host} may lock {offer.memlock};"
-            " raise LimitMEMLOCK there or set rdma-pin-all off.",
-            "memory-lock",
-        )
-
-
 def _transport(source: Offer, destination: Offer) -> tuple[str, list[Note]]:
     passed_over: list[Note] = []
     choice = source.parameters.get("transport", "auto")
     for kind in TRANSPORTS if choice == "auto" else [kind for kind in TRANSPORTS if kind == choice]:
-        lacking = [offer.host for offer in (source, destination) if kind not in offer.transports]
-        if not lacking:
+        obstacle = _obstacle(kind, source, destination)
+        if obstacle is None:
             return kind, passed_over
-        if len(lacking) == 1:  # one side could have: worth a word; where neither can, there is nothing to explain
-            passed_over.append(Note("transport", f"not {kind}: {lacking[0]} does not offer it"))
+        if obstacle:
+            passed_over.append(Note("transport", f"not {kind}: {obstacle}"))
+    why = "; ".join(note.reason for note in passed_over)
     raise RefusedError(
         f"{source.host} offers {_listed(source)}, {destination.host} {_listed(destination)}, and"
-        f" transport={choice!s:.20} was asked for; enable one that both have, or ask for another.",
+        f" transport={choice!s:.20} was asked for{why and f' ({why})'}; enable one that both have, or ask for another.",
         "transport",
     )
 
 
+def _obstacle(kind: str, source: Offer, destination: Offer) -> str | None:
+    """Why the two cannot move memory over `kind`; None when they can, "" when neither has it nor has a reason."""
+    both = (source, destination)
+    lacking = [offer for offer in both if kind not in offer.transports]
+    if len(lacking) == 2 and not any(kind in offer.unavailable for offer in both):
+        return ""
+    if lacking:
+        return ", ".join(f"{offer.host} does not offer it{_because(offer, kind)}" for offer in lacking)
+    layers = [offer.transports[kind].get("link_layer") for offer in both]
+    if layers[0] != layers[1]:
+        return f"the link of {source.host} is {layers[0]!s:.20}, that of {destination.host} {layers[1]!s:.20}"
+    return None
+
+
+def _because(offer: Offer, kind: str) -> str:
+    return f" ({offer.unavailable[kind]})" if kind in offer.unavailable else ""
+
+
 def _listed(offer: Offer) -> str:
     return ", ".join(offer.transports) or "no transport"
+
+
+def _paged(source: Offer, destination: Offer, transport: str, passed_over: list[Note]) -> None:
+    """Refuse `on-demand-paging` where the devices cannot fault memory in."""
+    why = "; ".join(note.reason for note in passed_over) or f"memory would travel over {transport}"
+    if transport == "verbs":
+        unable = [offer for offer in (source, destination) if offer.transports[transport].get("odp") is not True]
+        why = " and ".join(f"{offer.transports[transport].get('device')!s:.64} of {offer.host}" for offer in unable)
+        why = why and f"{why} cannot fault memory in"
+    if why:
+        raise RefusedError(
+            f"on-demand-paging needs RDMA devices that can on both hosts: {why}; set it off, or go elsewhere.",
+            "on-demand-paging",
+        )
+
+
+def _mtu(source: Offer, destination: Offer, transport: str) -> list[Note]:
+    """A note where one side's packets must be smaller than the other's device would make them."""
+    mtus = {offer.host: offer.transports[transport].get("mtu") for offer in (source, destination)}
+    known = {host: mtu for host, mtu in mtus.items() if type(mtu) is int}
+    if len(set(known.values())) < 2:
+        return []
+    host = min(known, key=lambda host: known[host])
+    wide = max(known.values())
+    return [Note("mtu", f"{known[host]} instead of {wide}: that is {host}'s; make the MTUs of both netdevs alike")]
 
 
 def _sizes(source: Offer, destination: Offer, transport: str) -> tuple[int, int, list[Note]]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from config.errors import MessageError
 from workers.ram import RamBlock
+from workers.registration.limits import LockLimits
 
 VERSION = 1
 SPOKEN = frozenset({VERSION, VERSION - 1} - {0})
@@ -25,8 +26,13 @@ MAX_OFFER = 64 << 10
 #: Transports in the order in which they are preferred; others in an offer are of a newer release, and ignored.
 TRANSPORTS = ("verbs", "tcp", "stub")
 
+#: Characters of a reason why a transport is not offered: a sentence.
+MAX_REASON = 300
+
 _Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Word = Annotated[str, Field(min_length=1, max_length=128)]
+#: On one line: it becomes part of a sentence of ours.
+_Reason = Annotated[str, Field(max_length=MAX_REASON, pattern=r"^\P{Cc}*$")]
 
 
 class Block(BaseModel):
@@ -60,15 +66,31 @@ class Offer(BaseModel):
     supported: frozenset[str]
     #: Per kind, that transport's own offer; each transport checks its own.
     transports: Mapping[str, Mapping[str, Any]]
+    #: Per kind that this side was to open and could not: why.
+    unavailable: Mapping[str, _Reason] = Field(default_factory=dict)
     trackers: tuple[str, ...] = ()
-    #: How much this side may lock; None: no limit.
+    #: How much more this side may lock, and take up (see LockLimits); the destination: before its twin started.
     memlock: _Bytes | None = None
+    cgroup: _Bytes | None = None
+    available: _Bytes | None = None
+    #: Source only: guest memory that holds data now, rounded out as it is registered.
+    populated: _Bytes | None = None
     guest: Mapping[str, Any] | None = None
 
     @property
     def memory(self) -> int:
         """The guest's RAM."""
         return sum(block.size for block in self.blocks)
+
+    @property
+    def touched(self) -> int:
+        """What there is to move of the guest's RAM; all of it where the source does not say."""
+        return self.memory if self.populated is None else min(self.populated, self.memory)
+
+    @property
+    def limits(self) -> LockLimits:
+        """What this side said that it may lock and take up."""
+        return LockLimits(self.memlock, self.cgroup, self.available)
 
 
 def blocks_of(blocks: tuple[RamBlock, ...] | list[RamBlock]) -> tuple[Block, ...]:
