@@ -91,15 +91,15 @@ def refuse_beyond_limits(source: Offer, host: str, limits: LockLimits, *, exists
 
 
 def _to_lock(source: Offer) -> tuple[int, str]:
-    """Bytes that must be lockable at a time on either side, and what to ask for where they are not."""
-    budget = source.parameters.get("pin-budget")
+    """Bytes that must be lockable at a time on either side, and what to ask for where they are not.
+
+    Neither `dynamic` nor `pin-budget` needs more than a window: where less may be locked, the window is smaller.
+    """
     if source.capabilities.get("on-demand-paging"):
         return 0, ""
     if source.capabilities.get("rdma-pin-all"):
-        return source.touched, ", or set rdma-pin-all off"
-    if type(budget) is int and budget > 0:
-        return min(budget, source.touched), ", or lower pin-budget or leave it out"
-    return min(SMALLEST_WINDOW, source.touched), ""
+        return max(SMALLEST_WINDOW, source.touched), ", or set rdma-pin-all off"
+    return SMALLEST_WINDOW, ""
 
 
 def _enough(needed: int, there: int | None, rule: str, have: str, remedy: str) -> None:
