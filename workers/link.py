@@ -41,6 +41,8 @@ class Link:
     endpoint: Endpoint
     talk: Conversation
     agreement: Agreement
+    source: Offer
+    destination: Offer
 
 
 @contextmanager
@@ -110,7 +112,8 @@ def _offer(
 
 def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offer, theirs: Offer) -> Link:
     side = migration.job.side
-    agreement = agree(mine, theirs) if side is Side.SOURCE else agree(theirs, mine)
+    source, destination = (mine, theirs) if side is Side.SOURCE else (theirs, mine)
+    agreement = agree(source, destination)
     endpoint = endpoints[agreement.transport]
     for kind, other in endpoints.items():
         if kind != agreement.transport:
@@ -120,7 +123,7 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
     talk = Conversation(endpoint, migration.check)
     talk.greet(migration.job.ticket, CONNECT_TIMEOUT)
     migration.progress.merge("choices", agreement.to_json())
-    return Link(endpoint, talk, agreement)
+    return Link(endpoint, talk, agreement, source, destination)
 
 
 @contextmanager
