@@ -32,7 +32,7 @@ from workers.pairing.contract import Side
 from workers.pairing.redis import RedisPairing
 from workers.registration.limits import lock_limit
 from workers.settle import highest_epochs, owned_here, settle, told_by_journals
-from workers.transports.open import KINDS
+from workers.transports.open import kinds
 
 #: Seconds between two heartbeats, as a part of the lease: two may be lost before anybody looks.
 _BEATS_PER_LEASE = 3
@@ -124,7 +124,7 @@ def offered(settings: Settings) -> Offered:
         memory=host.offered_memory(memory_total()),
         memlock=lock_limit(),
         capabilities=[capability.value for capability in SUPPORTED],
-        transports=KINDS,
+        transports=kinds(),
         trackers=[tracker.kind for tracker in TRACKERS],
         slots={Side.SOURCE: host.outbound_slots, Side.DESTINATION: host.inbound_slots},
     )

@@ -26,7 +26,7 @@ from workers.ranges import PAGE_SIZE
 from workers.registration.limits import LockLimits, lock_limits
 from workers.registration.registrar import GRANULE
 from workers.transports.contract import Endpoint
-from workers.transports.open import open_endpoints
+from workers.transports.open import Opened, open_endpoints
 
 #: Seconds for the other side's worker to take its message, start its mover and offer.
 PAIRING_TIMEOUT = 60.0
@@ -50,12 +50,12 @@ def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Lin
     """Offer, wait for the answer, agree, connect. Closes the endpoint at the end, whatever happened."""
     with ExitStack() as cleanup:
         with migration.phase("pairing", "setup"):
-            endpoints = _open(cleanup, migration, ram)
+            opened = _open(cleanup, migration, ram)
             populated = ram.populated().aligned(GRANULE).clipped(ram.size).size
-            mine = _offer(migration, ram, endpoints, lock_limits(), guest.description(), populated)
+            mine = _offer(migration, ram, opened, lock_limits(), guest.description(), populated)
             migration.pairing.publish(encode(mine))
             theirs = decode(migration.pairing.await_offer(PAIRING_TIMEOUT))
-            link = _connect(migration, endpoints, mine, theirs)
+            link = _connect(migration, opened.endpoints, mine, theirs)
         yield link
 
 
@@ -71,24 +71,24 @@ def link_as_destination(migration: Migration, ram: Ram, theirs: Offer, limits: L
     `limits` are this host's from before the twin started, which may have taken all of its memory since.
     """
     with ExitStack() as cleanup:
-        endpoints = _open(cleanup, migration, ram)
-        mine = _offer(migration, ram, endpoints, limits)
+        opened = _open(cleanup, migration, ram)
+        mine = _offer(migration, ram, opened, limits)
         agree(theirs, mine)  # refused before the source is told to connect
         migration.pairing.publish(encode(mine))
-        yield _connect(migration, endpoints, mine, theirs)
+        yield _connect(migration, opened.endpoints, mine, theirs)
 
 
-def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> dict[str, Endpoint]:
-    endpoints = open_endpoints(migration.job.side, migration.settings, migration.parameters, ram)
-    for endpoint in endpoints.values():
+def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> Opened:
+    opened = open_endpoints(migration.job.side, migration.settings, migration.capabilities, migration.parameters, ram)
+    for endpoint in opened.endpoints.values():
         cleanup.callback(endpoint.close)
-    return endpoints
+    return opened
 
 
 def _offer(
     migration: Migration,
     ram: Ram,
-    endpoints: Mapping[str, Endpoint],
+    opened: Opened,
     limits: LockLimits,
     description: Mapping[str, Any] | None = None,
     populated: int | None = None,
@@ -100,7 +100,8 @@ def _offer(
         capabilities=migration.capabilities.to_json(),
         parameters=migration.parameters.to_json(),
         supported=frozenset(capability.value for capability in SUPPORTED),
-        transports={kind: endpoint.offer() for kind, endpoint in endpoints.items()},
+        transports={kind: endpoint.offer() for kind, endpoint in opened.endpoints.items()},
+        unavailable=opened.unavailable,
         trackers=KINDS,
         memlock=limits.memlock,
         cgroup=limits.cgroup,

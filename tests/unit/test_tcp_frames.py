@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from config.errors import PeerError
 from workers.transports.contract import MAX_MESSAGE, Writes
+from workers.transports.stripes import STRIPE
 from workers.transports.tcp.frames import (
     HEADER_SIZE,
     LARGE_ROW,
     MAX_FRAME,
     MAX_ROWS,
-    STRIPE,
     Frame,
     Header,
     Kind,

@@ -22,6 +22,7 @@ from workers.ranges import PageRange, RangeTable
 from workers.transports.contract import RemoteRegion, Writes
 from workers.transports.memory_lock import MemoryLock
 from workers.transports.regions import KEY_BITS, Regions
+from workers.transports.stripes import STRIPE
 from workers.transports.tcp import frames
 from workers.transports.tcp.control import Control, ControlSettings
 from workers.transports.tcp.frames import Frame, Header, Kind
@@ -45,8 +46,8 @@ class TcpSettings(ControlSettings):
         ControlSettings.__post_init__(self)  # super() does not find its class when the class has slots
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise SettingsError(f"channels is {self.channels}: give 1 to {MAX_CHANNELS}")
-        if self.in_flight_limit < frames.STRIPE:
-            raise SettingsError(f"the in-flight limit is {self.in_flight_limit} bytes: give at least {frames.STRIPE}")
+        if self.in_flight_limit < STRIPE:
+            raise SettingsError(f"the in-flight limit is {self.in_flight_limit} bytes: give at least {STRIPE}")
 
 
 @dataclass
@@ -129,7 +130,7 @@ class TcpEndpoint:
         _validate(writes, self._ram.size)
         # Small enough that every channel has one frame on the wire and one waiting.
         share = self._settings.in_flight_limit // (2 * len(self._channels))
-        limit = max(frames.STRIPE, min(frames.MAX_FRAME, share))
+        limit = max(STRIPE, min(frames.MAX_FRAME, share))
         for frame in frames.plan(writes, len(self._channels), limit):
             channel = self._channels[frame.channel]
             self._reserve(channel, frame.size)

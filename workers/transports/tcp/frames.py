@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from config.errors import PeerError
 from workers.transports.contract import MAX_MESSAGE, Writes
+from workers.transports.stripes import STRIPE, cut, joined, select_rows
 
 VERSION = 1
 _MAGIC = b"DW"
@@ -37,9 +38,6 @@ _ROW = np.dtype([("address", ">u8"), ("length", ">u4"), ("key", ">u4")])
 MAX_ROWS = 1023
 #: Bytes of guest memory in one frame: 1023 scattered pages, or four whole chunks; the unit of acknowledging.
 MAX_FRAME = 4 << 20
-#: Guest memory is dealt out to the connections in stripes of this many bytes. All writes to one address take one
-#: connection, so that they land in the order in which they were posted, as on an RDMA queue pair.
-STRIPE = 1 << 20
 #: From this length on a row is sent by sendfile, below it by gathering: a call per row pays only when the row is long.
 LARGE_ROW = 64 << 10
 MAX_TEXT = 1024
@@ -140,50 +138,18 @@ def plan(writes: Writes, channels: int, limit: int = MAX_FRAME) -> list[Frame]:
 
     Rows that are neighbours on both sides become one; none crosses a stripe.
     """
-    rows = _cut(_joined(writes))
+    rows = cut(joined(writes))
     channel = rows.remote_address // STRIPE % channels
     large = rows.length >= LARGE_ROW
     lanes = []
     for number in range(channels):
         mine = channel == number
         parts = (
-            _frames(number, _select(rows, mine & large), limit),
-            _frames(number, _select(rows, mine & ~large), limit),
+            _frames(number, select_rows(rows, mine & large), limit),
+            _frames(number, select_rows(rows, mine & ~large), limit),
         )
         lanes.append(chain(*parts))
     return [frame for turn in zip_longest(*lanes) for frame in turn if frame is not None]
-
-
-def _select(writes: Writes, index: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Writes:
-    return Writes(writes.start[index], writes.length[index], writes.remote_address[index], writes.key[index])
-
-
-def _joined(writes: Writes) -> Writes:
-    if len(writes) < 2:
-        return writes
-    start_next, address_next = writes.start + writes.length, writes.remote_address + writes.length
-    apart = (
-        (start_next[:-1] != writes.start[1:])
-        | (address_next[:-1] != writes.remote_address[1:])
-        | (writes.key[:-1] != writes.key[1:])
-    )
-    heads = np.flatnonzero(np.concatenate(([True], apart)))
-    rows = _select(writes, heads)
-    return Writes(rows.start, np.add.reduceat(writes.length, heads), rows.remote_address, rows.key)
-
-
-def _cut(writes: Writes) -> Writes:
-    """Cut at every stripe boundary of the remote address."""
-    address, end = writes.remote_address, writes.remote_address + writes.length
-    first = address // STRIPE
-    count = -(-end // STRIPE) - first
-    if (count == 1).all():
-        return writes
-    row = np.repeat(np.arange(len(writes)), count)
-    stripe = np.arange(len(row)) - np.repeat(np.cumsum(count) - count - first, count)
-    low = np.maximum(address[row], stripe * STRIPE)
-    high = np.minimum(end[row], (stripe + 1) * STRIPE)
-    return Writes(writes.start[row] + low - address[row], high - low, low, writes.key[row])
 
 
 def _frames(channel: int, rows: Writes, limit: int) -> Iterator[Frame]:
