@@ -2,13 +2,17 @@
 PYTHON := .venv/bin/python
 PATHS := config tasks workers tests
 
-.PHONY: demo test check setup format
+.PHONY: demo test lab check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
 
-test: setup check ## install, then run every test (pass more to pytest with ARGS="-k worry")
+test: setup .lab/.installed check ## install, then run every test (pass more to pytest with ARGS="-k worry")
 	$(PYTHON) -m pytest $(ARGS)
+
+lab: export LAB_RUN := $(value RUN)
+lab: setup .lab/.installed ## a shell in an emulated machine with an RDMA device, or RUN="a command" in it
+	@$(PYTHON) -m tests.lab $${LAB_RUN:+--run "$$LAB_RUN"} $(ARGS)
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)
@@ -25,3 +29,7 @@ setup: .venv/.installed
 .venv/.installed: requirements.lock pyproject.toml ops/scripts/setup
 	ops/scripts/setup
 	touch $@
+
+# Where no lab can be built the script says why and leaves no stamp; what needs the lab is then skipped.
+.lab/.installed: .venv/.installed ops/scripts/lab-setup tests/lab/init
+	ops/scripts/lab-setup
