@@ -20,7 +20,7 @@ from workers.guests.contract import Guest
 from workers.migration import Migration
 from workers.pairing.agreement import Agreement, agree
 from workers.pairing.contract import Side
-from workers.pairing.offer import Offer, blocks_of, decode, encode
+from workers.pairing.offer import MAX_REASON, Offer, blocks_of, decode, encode
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
 from workers.registration.limits import LockLimits, lock_limits
@@ -101,7 +101,7 @@ def _offer(
         parameters=migration.parameters.to_json(),
         supported=frozenset(capability.value for capability in SUPPORTED),
         transports={kind: endpoint.offer() for kind, endpoint in opened.endpoints.items()},
-        unavailable=opened.unavailable,
+        unavailable={kind: " ".join(why.split())[:MAX_REASON] for kind, why in opened.unavailable.items()},
         trackers=KINDS,
         memlock=limits.memlock,
         cgroup=limits.cgroup,
