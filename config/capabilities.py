@@ -349,7 +349,6 @@ class MigrationParameters:
         Quantity(BYTES, 64 << 20, 1 << 46, zero="as much as is sent"),
         "",
         "Most memory to keep locked on each host at a time.",
-        missing="memory stays locked until the migration ends so far",
     )
     completion_timeout_per_gib_s: int = _parameter(
         "completion-timeout-per-gib",

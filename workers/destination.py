@@ -91,8 +91,7 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
 
 def _report(migration: Migration, incoming: Incoming) -> None:
     migration.check()
-    registered = sum(region.end - region.start for region in incoming.regions)
-    migration.progress.merge("bytes", {"transferred": incoming.written, "registered": registered})
+    migration.progress.merge("bytes", {"transferred": incoming.written, "registered": incoming.registered})
 
 
 def _parts(state: Message) -> tuple[memoryview, memoryview]:

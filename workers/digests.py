@@ -17,8 +17,6 @@ import xxhash
 
 from workers.ranges import PAGE_SIZE, PageRange, RangeTable
 
-_ZERO_PAGE = bytes(PAGE_SIZE)
-_ZERO = xxhash.xxh3_64_intdigest(_ZERO_PAGE)
 #: Pages hashed between two chances for another thread to run: below 0.1 ms.
 _STRIDE = 128
 
@@ -40,28 +38,12 @@ class PageDigests:
             values = [digest(view[at : at + PAGE_SIZE]) for at in range(start, end, PAGE_SIZE)]
             self._table[start // PAGE_SIZE : start // PAGE_SIZE + len(values)] = values
 
-    def without_zero(self, ranges: RangeTable) -> RangeTable:
-        """`ranges` less the pages that are zero and were never sent: the destination's fresh memory has them already.
-
-        Digests what it leaves in; a page found zero that *was* sent before stays in and is sent as zeroes.
-        """
-        pages = ranges.pages()
-        fresh = pages[self._table[pages] == 0]
-        self.update(ranges)
-        suspects = fresh[self._table[fresh] == _ZERO]
-        zero = [page for page in suspects.tolist() if self._is_zero(page)]
-        self._table[zero] = 0
-        return ranges - RangeTable.from_pages(np.array(zero, np.int64)) if zero else ranges
-
     def refresh(self) -> None:
         """Digest every page that was ever sent anew, the guest being paused.
 
         Needed where no tracker reports each write: a page that changed and changed back was digested in between.
         """
         self.update(RangeTable.from_bitmap(self._table != 0))
-
-    def _is_zero(self, page: int) -> bool:
-        return bool(self._view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] == _ZERO_PAGE)
 
     def rollup(self, chunk_size: int) -> npt.NDArray[np.uint64]:
         """One digest per chunk of `chunk_size` bytes, over the digests of its pages; shape (chunks,)."""

@@ -6,6 +6,7 @@
       REGISTER_REQUEST ranges ─────────────────►  populate, lock
       ◄───────────────── REGISTER_RESULT regions
       ══ one-sided writes ══════════════════════
+      RELEASE ranges ──────────────────────────►  deregister the regions that make these up (flushed before)
       WRITTEN ranges (flushed before) ─────────►  digest them, beside whatever else goes on
       ROUND_END n ─────────────────────────────►
       ◄───────────────────────────── ROUND_DONE n  all that was written up to here is digested
@@ -19,7 +20,7 @@
     either: ABORT, ERROR reason
 
 A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
-table's; a peer of another one is refused in words, since pairing has already compared them.
+table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import numpy as np
 from config.errors import MessageError
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"DRVW"
 _HEADER = struct.Struct("!4sBBHII")
 _REGION = np.dtype([("start", ">u8"), ("end", ">u8"), ("address", ">u8"), ("key", ">u8")])
@@ -59,6 +60,7 @@ class MessageType(IntEnum):
     ERROR = 12
     HELD_REQUEST = 13
     HELD = 14
+    RELEASE = 15
 
 
 #: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
@@ -77,6 +79,7 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.ERROR: {"reason": str, "message": str},
     MessageType.HELD_REQUEST: {},
     MessageType.HELD: {},
+    MessageType.RELEASE: {},
 }
 
 

@@ -31,14 +31,16 @@ from workers.pairing.contract import Side
 from workers.protocol import MessageType
 from workers.ram import Ram
 from workers.ranges import RangeTable
-from workers.registration.dynamic import Dynamic
-from workers.registration.pin_all import PinAll
+from workers.registration.choose import Choice, Facts
+from workers.registration.choose import choose as choose_policy
+from workers.registration.policies import make_policy
 from workers.registration.registrar import Registrar
 from workers.rounds.contract import Round
 from workers.rounds.convergence import Limits, Ruling, Survey, Verdict, judge
 from workers.rounds.iterative import Ending, run_rounds
 from workers.rounds.pacing import Pacer
 from workers.rounds.transfer import Transfer
+from workers.rounds.zero_pages import ZeroPages
 
 #: Seconds to wait for one answer of a peer whose connection stands: locking 64 MiB on a host under memory pressure.
 _ANSWER = 120.0
@@ -129,33 +131,47 @@ def _ask_what_is_held(talk: Conversation, size: int) -> Callable[[], Digests]:
 
 
 def _digests(link: Link, ram: Ram) -> PageDigests | None:
-    wanted = link.agreement.capabilities
-    return PageDigests(ram.view, ram.size) if wanted[Capability.VERIFY_RAM] or wanted[Capability.ZERO_PAGES] else None
+    return PageDigests(ram.view, ram.size) if link.agreement.capabilities[Capability.VERIFY_RAM] else None
 
 
 def _transfer(source: _Connected, registrar: Registrar) -> Transfer:
     migration, agreed = source.migration, source.link.agreement
-    policy = PinAll if agreed.capabilities[Capability.RDMA_PIN_ALL] else Dynamic
-    migration.progress.merge("choices", {"policy": policy.kind})
+    choice = _policy(migration, source.link)
+    migration.progress.merge("choices", choice.to_json())
+    zero_pages = ZeroPages(source.ram.view, source.ram.size) if agreed.capabilities[Capability.ZERO_PAGES] else None
 
     def progress(done: int, total: int) -> None:
         migration.check()
-        registered = registrar.registered.size
-        migration.progress.merge("bytes", {"round_done": done, "round_total": total, "registered": registered})
+        moved = {"round_done": done, "round_total": total, "registered": registrar.registered}
+        migration.progress.merge("bytes", moved)
         point("source.sending")
 
     return Transfer(
         source.link.endpoint,
         source.link.talk,
-        policy(registrar, agreed.chunk_size),
+        make_policy(choice, registrar, agreed.chunk_size),
+        zero_pages,
         source.digests,
-        skip_zero=agreed.capabilities[Capability.ZERO_PAGES],
         pacer=Pacer(migration.parameters.max_bandwidth, time.monotonic()),
         chunk_size=agreed.chunk_size,
         timeout=_ANSWER,
         progress=progress,
         check=migration.check,
     )
+
+
+def _policy(migration: Migration, link: Link) -> Choice:
+    agreed = link.agreement.capabilities
+    unlocked = agreed[Capability.ON_DEMAND_PAGING]  # the devices fault memory in: no limit on locked memory counts
+    facts = Facts(
+        memory=link.source.memory,
+        touched=link.source.touched,
+        source_limit=None if unlocked else link.source.memlock,
+        destination_limit=None if unlocked else link.destination.memlock,
+        pin_all=agreed[Capability.RDMA_PIN_ALL],
+        pin_budget=migration.parameters.pin_budget,
+    )
+    return choose_policy(facts)
 
 
 def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> Ending:
@@ -254,7 +270,7 @@ def _patience(source: _Connected) -> float:
 def _check(source: _Connected) -> bytes:
     """The digests of all that was sent, for the destination to compare with; nothing without `verify-ram`."""
     agreed = source.link.agreement
-    if source.digests is None or not agreed.capabilities[Capability.VERIFY_RAM]:
+    if source.digests is None:
         return b""
     if source.tracker.reads_everything:
         source.digests.refresh()

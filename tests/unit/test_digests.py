@@ -1,7 +1,6 @@
-"""`verify-ram`: the comparison before READY finds what differs, and zero pages are only skipped when that is safe."""
+"""`verify-ram`: the comparison before READY finds what differs."""
 
 import numpy as np
-import pytest
 
 from workers.digests import PageDigests, differing
 from workers.ranges import PAGE_SIZE, RangeTable
@@ -52,28 +51,3 @@ def test_a_page_that_one_side_never_got_differs() -> None:
 
 def test_tables_of_other_shapes_differ_as_a_whole() -> None:
     assert differing(np.zeros(3, np.uint64), np.zeros(4, np.uint64), CHUNK)
-
-
-def test_a_zero_page_that_was_never_sent_is_left_out_and_counts_as_never_sent() -> None:
-    content = memory()
-    content[5 * PAGE_SIZE : 6 * PAGE_SIZE] = bytes(PAGE_SIZE)
-    mine, theirs = digests(content), digests(content)
-    kept = mine.without_zero(EVERYTHING)
-    assert kept == EVERYTHING - page(5)
-    theirs.update(kept)
-    assert not differing(mine.rollup(CHUNK), theirs.rollup(CHUNK), CHUNK)
-
-
-def test_a_page_that_became_zero_after_it_was_sent_is_sent_as_zeroes() -> None:
-    content = memory()
-    mine = digests(content)
-    mine.without_zero(EVERYTHING)
-    content[5 * PAGE_SIZE : 6 * PAGE_SIZE] = bytes(PAGE_SIZE)
-    assert mine.without_zero(page(5)) == page(5), "else the destination would keep the old content"
-
-
-@pytest.mark.parametrize("offset", [0, 1, PAGE_SIZE // 2, PAGE_SIZE - 1])
-def test_a_page_with_one_byte_set_is_not_zero(offset: int) -> None:
-    content = bytearray(PAGES * PAGE_SIZE)
-    content[7 * PAGE_SIZE + offset] = 1
-    assert digests(content).without_zero(EVERYTHING) == page(7)

@@ -11,7 +11,7 @@ import pytest
 from config.errors import MessageError, PeerError, PeerLostError
 from workers import destination, source
 from workers.conversation import Conversation
-from workers.protocol import Message, MessageType, decode, encode
+from workers.protocol import VERSION, Message, MessageType, decode, encode
 from workers.transports.contract import Endpoint
 
 
@@ -40,8 +40,8 @@ def failure(text: str) -> Message:
 
 def test_a_body_too_deep_to_be_read_is_refused() -> None:
     body = b"[" * 100_000
-    with pytest.raises(MessageError):
-        decode(struct.pack("!4sBBHII", b"DRVW", 1, MessageType.HELLO, 0, len(body), 0) + body)
+    with pytest.raises(MessageError, match="damaged body"):
+        decode(struct.pack("!4sBBHII", b"DRVW", VERSION, MessageType.HELLO, 0, len(body), 0) + body)
 
 
 def test_the_reason_that_the_peer_gave_is_told_and_not_that_it_left() -> None:

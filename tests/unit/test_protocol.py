@@ -5,14 +5,14 @@ import struct
 import pytest
 
 from config.errors import MessageError
-from workers.protocol import Message, MessageType, decode, decode_regions, encode, encode_regions
+from workers.protocol import VERSION, Message, MessageType, decode, decode_regions, encode, encode_regions
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
 
 HELLO = Message(MessageType.HELLO, {"migration": "m1", "guest": "g1", "epoch": 3})
 
 
 def frame(
-    *, magic: bytes = b"DRVW", version: int = 1, kind: int = 5, zero: int = 0, body: bytes = b'{"round": 1}'
+    *, magic: bytes = b"DRVW", version: int = VERSION, kind: int = 5, zero: int = 0, body: bytes = b'{"round": 1}'
 ) -> bytes:
     return struct.pack("!4sBBHII", magic, version, kind, zero, len(body), 0) + body
 
@@ -34,7 +34,8 @@ def test_every_type_round_trips() -> None:
         (b"DRVW", "shorter than its header"),
         (frame(magic=b"HTTP"), "not a Droveway message"),
         (frame(zero=1), "not a Droveway message"),
-        (frame(version=2), "version 2"),
+        (frame(version=VERSION + 1), f"version {VERSION + 1}"),
+        (frame(version=VERSION - 1), f"version {VERSION - 1}"),
         (frame() + b"x", "do not add up"),
         (frame(kind=0), "unknown type 0"),
         (frame(kind=99), "unknown type 99"),

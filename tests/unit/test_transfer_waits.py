@@ -60,7 +60,7 @@ def transfer(endpoint: Silent, rate: float, calls: list[float]) -> Transfer:
         Conversation(cast(Endpoint, endpoint), lambda: None),
         cast(RegistrationPolicy, Straight()),
         None,
-        skip_zero=False,
+        None,
         pacer=Pacer(rate, time.monotonic()),
         chunk_size=1 << 20,
         timeout=_TIMEOUT,

@@ -26,8 +26,12 @@ class RegistrationPolicy(Protocol):
         ...
 
     def writes(self, batches: Iterable[RangeTable]) -> Iterator[Writes]:
-        """Writes that together cover `batches`, each registered on both sides by the time that it is yielded.
+        """Writes that together cover `batches` of one round, each registered on both sides by the time it is yielded.
 
-        The caller posts what it got before it asks for more, so that registering runs beside earlier writes.
+        What the caller promises, and a policy that takes registrations back relies on:
+        - before it posts what it got, it flushes what it got the time before;
+        - it posts what it got before it asks for more, so that registering runs beside these writes.
+        So when it asks for more, the last that it got may be in flight, and everything before lies in the destination's
+        memory; when it begins another round, everything does.
         """
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -12,12 +12,13 @@ from workers.digests import PageDigests
 from workers.dirty.content import digests as held
 from workers.protocol import Message, MessageType, encode_regions
 from workers.ram import Ram
-from workers.ranges import RangeTable
+from workers.ranges import PageRange, RangeTable
 from workers.transports.contract import Endpoint, RemoteRegion
 
 _NEXT = frozenset(
     {
         MessageType.REGISTER_REQUEST,
+        MessageType.RELEASE,
         MessageType.WRITTEN,
         MessageType.ROUND_END,
         MessageType.HELD_REQUEST,
@@ -45,7 +46,9 @@ class Incoming:
         self._silence = silence
         self._digesting = ThreadPoolExecutor(1, "digests")
         self._undone: list[Future[None]] = []
-        self.regions: list[RemoteRegion] = []
+        self._regions: dict[int, RemoteRegion] = {}
+        #: Bytes registered now, and bytes that the source said it has written.
+        self.registered = 0
         self.written = 0
 
     def __enter__(self) -> Incoming:
@@ -71,9 +74,9 @@ class Incoming:
             self._finish_digests()
             self._talk.say(MessageType.ROUND_DONE, {"round": message.body["round"]})
         elif message.type is MessageType.REGISTER_REQUEST:
-            fresh = self._endpoint.register(self._ranges(message))
-            self.regions += fresh
-            self._talk.say(MessageType.REGISTER_RESULT, blob=encode_regions(fresh))
+            self._register(self._ranges(message))
+        elif message.type is MessageType.RELEASE:
+            self._release(self._ranges(message))
         elif message.type is MessageType.HELD_REQUEST:
             self._talk.say(MessageType.HELD, blob=held(self._ram).astype("<u8").tobytes())
         else:
@@ -81,6 +84,27 @@ class Incoming:
             self.written += ranges.size
             if self._digests:
                 self._undone.append(self._digesting.submit(self._digests.update, ranges))
+
+    def _register(self, ranges: RangeTable) -> None:
+        fresh = self._endpoint.register(ranges)
+        self._regions |= {region.start: region for region in fresh}
+        self.registered += ranges.size
+        self._talk.say(MessageType.REGISTER_RESULT, blob=encode_regions(fresh))
+
+    def _release(self, ranges: RangeTable) -> None:
+        """Deregister the regions that make up `ranges`; a range may be several that touch."""
+        gone = [region for found in ranges for region in self._making_up(found)]
+        self._endpoint.deregister(gone)
+        self.registered -= ranges.size
+
+    def _making_up(self, found: PageRange) -> Iterator[RemoteRegion]:
+        at = found.start
+        while at < found.end:
+            region = self._regions.pop(at, None)
+            if region is None or region.end > found.end:
+                raise MessageError(f"the source released memory at {at:#x} that is not registered as it says")
+            yield region
+            at = region.end
 
     def _ranges(self, message: Message) -> RangeTable:
         try:

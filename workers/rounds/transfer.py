@@ -16,6 +16,7 @@ from workers.ranges import EMPTY, RangeTable
 from workers.registration.contract import RegistrationPolicy
 from workers.rounds.contract import Round
 from workers.rounds.pacing import Pacer, batch_size
+from workers.rounds.zero_pages import ZeroPages
 from workers.transports.contract import Endpoint, Writes
 
 #: Bytes surveyed, registered and posted at a time: 16 chunks of 1 MiB. Smaller batches cost round trips, larger ones
@@ -33,16 +34,16 @@ class Transfer:
         endpoint: Endpoint,
         talk: Conversation,
         policy: RegistrationPolicy,
+        zero_pages: ZeroPages | None,
         digests: PageDigests | None,
         *,
-        skip_zero: bool,
         pacer: Pacer,
         chunk_size: int,
         timeout: float,
         progress: Callable[[int, int], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`digests` is None when neither `verify-ram` nor `zero-pages` is on.
+        """`zero_pages` is None when that capability is off, `digests` when `verify-ram` is.
 
         `progress(done, total)` is called after each batch, in bytes of the round. `check` is called before each batch
         is looked at, and every 0.2 s of waiting for the pace or the destination. Either may raise to end the round.
@@ -50,8 +51,8 @@ class Transfer:
         self._endpoint = endpoint
         self._talk = talk
         self._policy = policy
+        self._zero_pages = zero_pages
         self._digests = digests
-        self._skip_zero = skip_zero
         self._pacer = pacer
         self._chunk_size = chunk_size
         self._timeout = timeout
@@ -94,11 +95,10 @@ class Transfer:
                 yield kept
 
     def _looked_at(self, batch: RangeTable) -> RangeTable:
-        if self._digests is None:
-            return batch
-        if self._skip_zero:
-            return self._digests.without_zero(batch)
-        self._digests.update(batch)
+        if self._zero_pages:
+            batch = self._zero_pages.left_out(batch)
+        if self._digests:
+            self._digests.update(batch)
         return batch
 
     def _settle(self, ranges: RangeTable) -> None:
