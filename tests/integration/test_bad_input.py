@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -23,6 +25,7 @@ from typing import Any
 import pytest
 
 from config.settings import RedisSettings
+from config.units import BYTES
 from tasks.app import make_app
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MAX_BODY, DestinationDoorbell, MigrateRequest, SourceDoorbell, new_migration_id
@@ -31,6 +34,7 @@ from tasks.queues import CONTROL_QUEUE, host_queue
 from tests.redis_server import RedisServer
 from tests.requirements import missing
 from workers.pairing.contract import Side
+from workers.registration.choose import LEAST_LOCKABLE
 from workers.transports.tcp.frames import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -219,32 +223,79 @@ def test_a_redis_that_is_not_there_is_said_at_once_and_named(place: Place, guest
 # --- memory that may not be locked ------------------------------------------------------------------------------------
 
 
+#: Bytes. What systemd lets everybody lock; a process cannot raise it.
+USUAL_LIMIT = 8 << 20
+
+
+class Low:
+    """A host of its own, whose workers have no privilege to lock memory beyond a limit that a test may lower."""
+
+    name = "low"
+
+    def __init__(self, place: Place) -> None:
+        unprivileged = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"] if os.getuid() == 0 else []
+        self.state_dir = place.fleet.directory / "low"
+        self.ram_dir = place.fleet.hosts["alpha"].ram_dir.with_name("low")
+        self.settings = {
+            "DROVEWAY_HOST__NAME": "low",
+            "DROVEWAY_HOST__STATE_DIR": str(self.state_dir),
+            "DROVEWAY_HOST__RAM_DIR": str(self.ram_dir),
+        }
+        self.log = place.fleet.directory / "low.log"
+        with self.log.open("ab") as log:
+            command = [
+                *unprivileged,
+                "prlimit",
+                f"--memlock={USUAL_LIMIT}",
+                sys.executable,
+                "-m",
+                "tasks.cli.main",
+                "worker",
+            ]
+            environment = place.environment(**self.settings)
+            self.worker = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+
+    def may_lock(self, limit: int) -> None:
+        """From now on: bytes, for the workers and whatever they start. What they said of themselves stays as it is."""
+        for pid in (self.worker.pid, *_children(self.worker.pid)):
+            resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (limit, USUAL_LIMIT))
+
+    def close(self) -> None:
+        self.worker.send_signal(signal.SIGTERM)
+        self.worker.wait(60)
+        places = [
+            path for path in (self.state_dir / "movers", self.state_dir / "guests", self.ram_dir) if path.exists()
+        ]
+        assert [path for path in places if [*path.iterdir()]] == []
+
+
+def _children(pid: int) -> list[int]:
+    each_thread = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for thread in each_thread for child in thread.read_text().split()]
+    return [found for child in children for found in (child, *_children(child))]
+
+
 @pytest.fixture(scope="module")
-def low(place: Place) -> Iterator[str]:
-    """A host whose worker may lock 4 MiB, and has no privilege to lock more."""
+def low_host(place: Place) -> Iterator[Low]:
     if not (shutil.which("setpriv") and shutil.which("prlimit")):
         missing("no setpriv or prlimit to start a worker with a low limit")
-    unprivileged = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"] if os.getuid() == 0 else []
-    limited = [*unprivileged, "prlimit", f"--memlock={4 << 20}:{4 << 20}"]
-    directory = place.fleet.directory / "low"
-    ram = place.fleet.hosts["alpha"].ram_dir.with_name("low")
-    more = {
-        "DROVEWAY_HOST__NAME": "low",
-        "DROVEWAY_HOST__STATE_DIR": str(directory),
-        "DROVEWAY_HOST__RAM_DIR": str(ram),
-    }
-    with (place.fleet.directory / "low.log").open("ab") as log:
-        command = [*limited, sys.executable, "-m", "tasks.cli.main", "worker"]
-        worker = subprocess.Popen(command, env=place.environment(**more), cwd=ROOT, stdout=log, stderr=log)
+    hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    if hard != resource.RLIM_INFINITY and hard < USUAL_LIMIT:
+        missing(f"only {hard} bytes may be locked, less than the {USUAL_LIMIT} that the workers of low need")
+    low = Low(place)
     try:
-        until("low's workers", lambda: worker.poll() is not None or _alive(place, "low"))
-        assert worker.poll() is None, (place.fleet.directory / "low.log").read_text()
-        yield "low"
+        until("low's workers", lambda: low.worker.poll() is not None or _alive(place, low.name))
+        assert low.worker.poll() is None, low.log.read_text()
+        yield low
     finally:
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(60)
-        places = [path for path in (directory / "movers", directory / "guests", ram) if path.exists()]
-        assert [path for path in places if [*path.iterdir()]] == []
+        low.close()
+
+
+@pytest.fixture
+def low(low_host: Low) -> Iterator[Low]:
+    """It may lock the usual 8 MiB before and after each test."""
+    yield low_host
+    low_host.may_lock(USUAL_LIMIT)
 
 
 def _alive(place: Place, name: str) -> bool:
@@ -252,18 +303,78 @@ def _alive(place: Place, name: str) -> bool:
     return host is not None and len(host.alive) == 2
 
 
-def test_pin_all_is_refused_where_so_much_may_not_be_locked(place: Place, guest: str, low: str) -> None:
-    message = place.refused("migrate", guest, "--to", low, *on("rdma-pin-all"), code=3, reason="memory-lock")
-    assert "may lock 4194304; raise LimitMEMLOCK there or set rdma-pin-all off" in message
+def _got_no_further_than_pairing(ended: dict[str, Any]) -> bool:
+    """Neither was the guest tracked or surveyed, nor was anything locked or sent; the source speaks for both."""
+    phases = {phase for phase, took in ended["seconds"].items() if took is not None}
+    return phases == {"queue", "pairing", "total"} and not ended["choices"] and not ended["transferred_bytes"]
+
+
+def test_pin_all_is_refused_where_so_much_may_not_be_locked(place: Place, guest: str, low: Low) -> None:
+    message = place.refused("migrate", guest, "--to", low.name, *on("rdma-pin-all"), code=3, reason="memory-lock")
+    assert "may lock 8388608; raise LimitMEMLOCK there or set rdma-pin-all off" in message
     place.nothing_held()
     place.runs_whole(guest)
 
 
-def test_a_limit_that_is_met_on_the_way_ends_the_move_and_not_the_guest(place: Place, guest: str, low: str) -> None:
-    failed = place.said("migrate", guest, "--to", low, code=6)
+@pytest.mark.parametrize("pin_all", [False, True])
+def test_what_a_destination_may_not_lock_is_found_before_the_guest_is_touched(
+    place: Place, low: Low, pin_all: bool
+) -> None:
+    name = "pinned" if pin_all else "windowed"
+    place.said("guest", "start", name, "--memory", "8M")  # as much as low's workers said that they may lock
+    try:
+        low.may_lock(4 << 20)
+        words, remedy = (on("rdma-pin-all"), ", or set rdma-pin-all off") if pin_all else ((), "")
+        failed = place.said("migrate", name, "--to", low.name, *words, code=6)
+        assert failed["error"]["reason"] == "memory-lock"
+        sentence = (
+            r"low may lock 4MiB more, (\w+) are needed: (\w+) are missing; raise LimitMEMLOCK of its workers(.*)\."
+        )
+        found = re.fullmatch(sentence, failed["error"]["message"])
+        assert found is not None, failed["error"]
+        needed, lacking = BYTES.parse(found[1]), BYTES.parse(found[2])
+        assert (needed - lacking, found[3]) == (4 << 20, remedy)
+        assert (needed > LEAST_LOCKABLE) is pin_all, "pin-all needs all that is touched"
+        assert _got_no_further_than_pairing(failed)
+        place.nothing_held()
+        place.runs_whole(name)
+    finally:
+        place.said("guest", "stop", name)
+
+
+def test_a_source_that_may_lock_less_than_a_window_keeps_its_guest(place: Place, guest: str, low: Low) -> None:
+    there = place.said("migrate", guest, "--to", low.name)
+    assert there["state"] == "completed"
+    assert there["choices"]["policy"] == "windowed", "of 32 MiB, 8 may be locked"
+    low.may_lock(4 << 20)
+    failed = place.said("migrate", guest, "--to", "beta", code=6)
+    assert failed["error"]["reason"] == "memory-lock"
+    assert "low may lock 4MiB more, 5MiB are needed: 1MiB are missing" in failed["error"]["message"]
+    assert _got_no_further_than_pairing(failed)
+    place.nothing_held()
+    code, out, err = place.call("guest", "list", "--json", **low.settings)
+    assert (code, [(each["name"], each["status"]) for each in json.loads(out)["guests"]]) == (
+        0,
+        [(guest, "running")],
+    ), err
+    low.may_lock(USUAL_LIMIT)
+    assert place.said("migrate", guest, "--to", "beta")["state"] == "completed"
+    place.runs_whole(guest, "beta")
+
+
+def test_a_limit_that_is_met_on_the_way_ends_the_move_and_not_the_guest(place: Place, guest: str, low: Low) -> None:
+    place.fault.write_text("stop-at=source.connecting")
+    try:
+        migration = place.said("migrate", guest, "--to", low.name, "--detach")["migration"]
+        mover = until("the source's stop", lambda: _stopped(place))
+        low.may_lock(1 << 20)  # both have agreed by what was true before
+        os.kill(mover, signal.SIGCONT)
+        failed = place.said("status", migration, "--watch", code=6)
+    finally:
+        place.fault.unlink()
     assert failed["state"] == "failed"
     assert failed["error"]["reason"] == "memory-lock", "the destination's own word"
-    assert "RLIMIT_MEMLOCK is 4194304 bytes" in failed["error"]["message"]
+    assert "RLIMIT_MEMLOCK is 1048576 bytes" in failed["error"]["message"]
     assert "raise the limit (LimitMEMLOCK= of the service)" in failed["error"]["message"]
     place.nothing_held()
     place.runs_whole(guest)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from config.capabilities import SUPPORTED, read_options
 from config.errors import MessageError, RefusedError
-from workers.pairing.agreement import SMALLEST_WINDOW, agree, refuse_beyond_limits
+from workers.pairing.agreement import agree, refuse_beyond_limits
 from workers.pairing.offer import MAX_OFFER, MAX_REASON, Offer, blocks_of, decode, encode
 from workers.ram import RamBlock
+from workers.registration.choose import LEAST_LOCKABLE
 from workers.registration.limits import LockLimits
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -206,9 +207,9 @@ def test_pin_all_locks_what_is_touched_on_both_hosts(side: int) -> None:
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("budget", [0, 256 * MIB])
 def test_dynamic_needs_no_more_than_a_window_whatever_its_budget(side: int, budget: int) -> None:
-    offers = pair(parameters={"pin-budget": budget}, memlock=SMALLEST_WINDOW)
+    offers = pair(parameters={"pin-budget": budget}, memlock=LEAST_LOCKABLE)
     assert agree(*offers).notes == ()
-    offers[side] = offers[side].model_copy(update={"memlock": SMALLEST_WINDOW - 4096})
+    offers[side] = offers[side].model_copy(update={"memlock": LEAST_LOCKABLE - 4096})
     reason, message = refusal(offers)
     assert (reason, " are needed: 4KiB are missing" in message) == ("memory-lock", True)
     assert "rdma-pin-all" not in message

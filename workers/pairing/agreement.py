@@ -12,6 +12,7 @@ from typing import Any
 from config.errors import RefusedError
 from config.units import BYTES
 from workers.pairing.offer import TRANSPORTS, Offer
+from workers.registration.choose import LEAST_LOCKABLE
 from workers.registration.limits import LockLimits
 
 #: Capabilities without which the guest arrives just as well, only by a longer way. Anything else that is asked for
@@ -21,9 +22,6 @@ HARMLESS = {
     "zero-pages": "pages of zeros are sent like any other",
     "auto-converge": "the guest is not throttled",
 }
-
-#: Bytes that both sides must be able to lock at a time: the least with which memory can be moved window by window.
-SMALLEST_WINDOW = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +96,8 @@ def _to_lock(source: Offer) -> tuple[int, str]:
     if source.capabilities.get("on-demand-paging"):
         return 0, ""
     if source.capabilities.get("rdma-pin-all"):
-        return max(SMALLEST_WINDOW, source.touched), ", or set rdma-pin-all off"
-    return SMALLEST_WINDOW, ""
+        return max(LEAST_LOCKABLE, source.touched), ", or set rdma-pin-all off"
+    return LEAST_LOCKABLE, ""
 
 
 def _enough(needed: int, there: int | None, rule: str, have: str, remedy: str) -> None:

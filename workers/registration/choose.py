@@ -25,6 +25,8 @@ _SHORT = 1.0
 _QUEUES = 1 << 20
 #: Bytes. Windowed asks for eighths of its window; below half a MiB each, the round trips would set the pace.
 _SMALLEST = 4 << 20
+#: Bytes that each side must be able to lock, whatever the guest: the preflight refuses less (pairing/agreement.py).
+LEAST_LOCKABLE = _SMALLEST + _QUEUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _lockable(facts: Facts) -> int | None:
     lockable = min(limits) - _QUEUES
     if lockable < _SMALLEST:
         raise RefusedError(
-            f"the {_tighter(facts)} host may lock {min(limits)} bytes, and moving a guest takes {_SMALLEST + _QUEUES}: "
+            f"the {_tighter(facts)} host may lock {min(limits)} bytes, and moving a guest takes {LEAST_LOCKABLE}: "
             "raise LimitMEMLOCK of its workers",
             "memory-lock",
         )
