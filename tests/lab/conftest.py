@@ -1,4 +1,4 @@
-"""Machines for the whole run, booted when the first test asks for them: 8 s each."""
+"""Machines for the whole run, booted when the first test asks for them: about 10 s each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.requirements import missing
 
 
 def booted(machine: Machine, stack: ExitStack) -> Machine:
-    """Boot it until `stack` ends, or skip."""
+    """Switch it on until `stack` ends, or skip."""
     if reason := why_no_lab():
         missing(reason)
     return stack.enter_context(machine)

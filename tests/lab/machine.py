@@ -1,8 +1,8 @@
 """A lab machine: Debian's kernel under QEMU, the host's file system as its own, and commands run in it.
 
 The machine is emulated (TCG), so it needs no KVM and nothing of the host's kernel. It sees the host's files at their
-own paths, read-only, with memory over /run, /tmp, /var/tmp, /var/lib and /dev/shm; `share` is read-write on both sides. The
-clock that counts is the host's: what takes 1 s here takes 20 to 50 in there for Python, 3 to 10 for the kernel.
+own paths, read-only, with memory over /run, /tmp, /var/tmp, /var/lib and /dev/shm; `share` is writable on both sides.
+The clock that counts is the host's: what takes 1 s here takes 20 to 50 in there for Python, 3 to 10 for the kernel.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Running:
 
 
 class Machine:
-    """One virtual machine, from `with` to the end of its block.
+    """One virtual machine: `with` switches it on, its first command waits for the boot, the block's end ends it.
 
     Nothing of it stays: it has no sockets with names; QEMU ends with the *thread* that started it, however that ends;
     and its directory is removed by a process that outlives us for as long as that takes.
@@ -165,12 +165,12 @@ class Machine:
             self.share.mkdir()
             self._port, theirs = socket.socketpair()
             stack.callback(self._port.close)
-            with theirs:
+            with theirs, (self._directory / "qemu").open("wb") as complaints:
                 self._qemu = subprocess.Popen(
                     tied_to_us(self._command(theirs.fileno())),
                     stdin=None if self._terminal else subprocess.DEVNULL,
                     stdout=None if self._terminal else subprocess.DEVNULL,
-                    stderr=(self._directory / "qemu").open("wb"),
+                    stderr=complaints,
                     pass_fds=[theirs.fileno(), *([self._link.plug.fileno()] if self._link else [])],
                     # A Ctrl-C is for us: the machine goes when we leave its block.
                     start_new_session=not self._terminal,
@@ -182,12 +182,6 @@ class Machine:
             reader.start()
             stack.callback(reader.join)
             stack.callback(self._port.shutdown, socket.SHUT_RDWR)
-            try:
-                self.await_that(lambda: self._ready, _BOOT_SECONDS)
-            except TimeoutError:
-                raise MachineError(
-                    f"{self.name} did not boot within {_BOOT_SECONDS:.0f} s\n{self.console_tail()}"
-                ) from None
             self._stack = stack.pop_all()
         return self
 
@@ -195,6 +189,11 @@ class Machine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    @property
+    def qemu_pid(self) -> int:
+        """QEMU's process id on the host."""
+        return self._qemu.pid
 
     @property
     def share(self) -> Path:
@@ -230,6 +229,7 @@ class Machine:
 
         What cannot be started ends with 127 and the reason on stderr.
         """
+        self._await_boot()
         number = len(self._running) + 1
         running = self._running[number] = Running(self, number, argv)
         environment = {**_ENVIRONMENT, **(env or {})}
@@ -264,6 +264,13 @@ class Machine:
                 raise TimeoutError
             if not condition():
                 raise self._no_machine()
+
+    def _await_boot(self) -> None:
+        try:
+            self.await_that(lambda: self._ready, _BOOT_SECONDS)
+        except TimeoutError:
+            report = self.console_tail()
+            raise MachineError(f"{self.name} did not boot within {_BOOT_SECONDS:.0f} s\n{report}") from None
 
     def _no_machine(self) -> MachineError:
         return MachineError(f"the machine {self.name} is gone\n{self.console_tail()}")
@@ -308,7 +315,12 @@ class Machine:
         if self._link:
             command += ["-netdev", f"socket,id=link,fd={self._link.plug.fileno()}"]
             command += ["-device", f"virtio-net-pci,netdev=link,mac=52:54:00:00:01:0{self._link.number},romfile="]
-        command += ["-netdev", "user,id=host", "-device", "virtio-net-pci,netdev=host,mac=52:54:00:00:02:01,romfile="]
+        command += [
+            "-netdev",
+            "user,id=host,ipv6=off",
+            "-device",
+            "virtio-net-pci,netdev=host,mac=52:54:00:00:02:01,romfile=",
+        ]
         return command
 
 
