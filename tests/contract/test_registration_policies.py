@@ -355,6 +355,32 @@ def test_a_hot_region_stays_while_the_rest_passes_by() -> None:
         assert set(sending.endpoint.times.values()) == {1}
 
 
+def test_a_part_counts_with_the_whole_of_each_region_that_it_touches() -> None:
+    """A page in each of eight regions of two granules is the whole window; what comes next must wait for room."""
+    rng, window = np.random.default_rng(15), 16 * GRANULE
+    with MAKERS["stub"]() as pair:
+        fill(pair, granules(*range(16)), rng)
+        sending = Sending(pair, "windowed", window)
+        with served(pair, None, window):
+            sending.bulk(granules(*range(16)))
+            dirty = RangeTable.from_pages(np.array([*range(0, 16, 2), 20, 22]) * (GRANULE // PAGE_SIZE))
+            fill(pair, dirty, rng)
+            sending.transfer.send(1, "dirty", dirty)
+            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+        assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
+
+
+def test_nothing_that_may_be_in_flight_is_given_up_for_lack_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts too large for the window end the migration, not the registrations beneath its writes."""
+    monkeypatch.setattr("workers.registration.windowed._PARTS", 4)
+    with MAKERS["stub"]() as pair:
+        everything = RangeTable([(0, pair.source_ram.size)])
+        fill(pair, everything, np.random.default_rng(16))
+        sending = Sending(pair, "windowed", BUDGET)
+        with pytest.raises(AssertionError, match="may still be written to"), served(pair, None, BUDGET):
+            sending.bulk(everything)
+
+
 _ROUNDS = st.lists(st.sets(st.integers(0, 1023), min_size=1, max_size=200), min_size=1, max_size=6)
 
 

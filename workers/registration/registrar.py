@@ -92,7 +92,6 @@ class Registrar:
         self._talk.say(MessageType.RELEASE, blob=bounds.to_bytes())
         self._endpoint.deregister([self._mine.pop(number) for number in numbers])
         self._region_of[bounds.pages(GRANULE)] = 0
-        self._regions[numbers, _KEY] = 0
         self._unused += numbers
         self.registered -= bounds.size
         self.held -= bounds.size
