@@ -62,6 +62,7 @@ def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockL
             f"{job.guest} has {theirs.memory} bytes of memory, {job.memory} were reserved here: migrate it again",
             "host-memory",
         )
+    refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True)
     refuse_beyond_limits(theirs, job.host, limits, exists=False)
 
 
