@@ -72,7 +72,7 @@ def _arguments() -> argparse.Namespace:
         help="loopback: rxe0 on a dummy device; wired: rxe1 and rxe2 on a veth pair (default: loopback)",
     )
     parser.add_argument("--memory", default="3G", help="as QEMU's -m (default: 3G)")
-    parser.add_argument("--cpus", type=int, default=2, help="virtual processors (default: 2)")
+    parser.add_argument("--cpus", type=int, default=1, help="virtual processors; 2 are slower (default: 1)")
     return parser.parse_args()
 
 
