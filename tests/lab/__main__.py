@@ -47,7 +47,8 @@ def _shell(machine: Machine) -> int:
     terminal = subprocess.run(["stty", "-g"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     subprocess.run(["stty", "raw", "-echo"], check=True)
     try:
-        shell = machine.start(["setsid", "-c", "-w", "sh", "-c", "exec bash -l <>/dev/ttyS0 >&0 2>&0"])
+        # It leads a session of its own, so the first terminal that it opens becomes its controlling one.
+        shell = machine.start(["sh", "-c", "exec bash -l <>/dev/ttyS0 >&0 2>&0"], env={"TERM": "linux"})
         return shell.wait(timeout=7 * 86400).returncode
     finally:
         subprocess.run(["stty", terminal], check=True)

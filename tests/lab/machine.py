@@ -150,8 +150,11 @@ class Machine:
     def __init__(
         self, name: str, memory: str = "3G", cpus: int = 1, link: LinkEnd | None = None, *, terminal: bool = False
     ) -> None:
-        """`memory` is taken from the host as it is touched. A second processor makes emulation itself slower (importing
-        Celery: 10 to 15 s in place of 5 on a busy host) and rxe no faster. With `terminal` the console is our own stdin and stdout."""
+        """`memory` is taken from the host as it is touched. With `terminal` the console is our own stdin and stdout.
+
+        A second processor makes emulation slower (importing Celery: 8 to 17 s, not 5 to 11, on a busy host) and rxe no
+        faster.
+        """
         self.name = name
         self._memory, self._cpus, self._link, self._terminal = memory, cpus, link, terminal
         self._running: dict[int, Running] = {}
