@@ -6,6 +6,7 @@ A new transport adds a maker to MAKERS and runs the whole suite unchanged.
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from workers.ram import BlockFile, Ram, RamBlock
 from workers.transports.contract import Endpoint
 from workers.transports.stub import StubEndpoint, StubLink
 from workers.transports.tcp import TcpEndpoint, TcpSettings, TlsFiles
+from workers.transports.verbs import VerbsEndpoint, VerbsSettings
 
 MIB = 1 << 20
 #: Two blocks, so that there is an edge between them, which is no multiple of 1 MiB; small enough that both sides of a
@@ -126,6 +128,56 @@ def tls_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Itera
             yield pair
 
 
+@contextmanager
+def verbs_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Iterator[Pair]:
+    """Over the lab's wire: rxe1 on veth1 is the source's, rxe2 on veth2 the destination's (tests/lab/network)."""
+    with closing(make_ram()) as source_ram, closing(make_ram()) as destination_ram:
+        settings = VerbsSettings("source", channels=2, device="rxe1", in_flight_limit=in_flight_limit)
+        source = VerbsEndpoint(source_ram, settings)
+        destination = VerbsEndpoint(destination_ram, VerbsSettings("destination", channels=3, device="rxe2"))
+        with closing(source), closing(destination):
+            offer = destination.offer()
+            host, _, port = offer["control"]["addresses"][0].rpartition(":")
+            with closing(Relay((host, int(port)))) as relay:
+                if connected:
+                    connect(
+                        source, destination, {**offer, "control": {**offer["control"], "addresses": [relay.address]}}
+                    )
+                with _wire() as (hold, release):
+                    yield Pair(source, destination, source_ram, destination_ram, hold, release, relay.cut)
+                source.close()
+                destination.close()
+
+
+@contextmanager
+def _wire() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Lose every packet that leaves veth1; a queue pair sends them again, for 6 to 8 s."""
+
+    def tc(*words: str) -> None:
+        subprocess.run(["tc", "qdisc", words[0], "dev", "veth1", "root", *words[1:]], check=True)
+
+    held = False
+
+    def hold() -> None:
+        nonlocal held
+        tc("add", "netem", "loss", "100%")
+        held = True
+
+    def release() -> None:
+        nonlocal held
+        if held:
+            tc("del")
+            held = False
+
+    try:
+        yield hold, release
+    finally:
+        release()
+
+
 MAKERS: dict[str, Maker] = {"stub": stub_pair, "tcp": tcp_pair, "tcp-tls": tls_pair}
-#: Those whose `register` locks memory so that it counts as VmLck and against RLIMIT_MEMLOCK.
-LOCKING = ("tcp", "tcp-tls")
+#: Those whose `register` locks memory: it counts as VmLck (mlock) or VmPin (a device), and against RLIMIT_MEMLOCK.
+LOCKING = ["tcp", "tcp-tls"]
+if Path("/sys/class/infiniband/rxe2").exists():  # in a lab machine; tests/lab runs these suites there
+    MAKERS["verbs"] = verbs_pair
+    LOCKING.append("verbs")

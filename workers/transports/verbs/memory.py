@@ -20,7 +20,7 @@ import numpy.typing as npt
 from config.errors import DeviceError, HostError, MemoryLockError
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE, PageRange
-from workers.registration.limits import lock_limits
+from workers.registration.limits import lock_limit, lock_limits, pinned_memory
 from workers.transports.contract import RemoteRegion
 from workers.transports.verbs.library import Verbs
 
@@ -42,7 +42,7 @@ class RegisteredMemory:
         self._verbs = verbs
         self._domain = domain
         self._ram = ram
-        self._populate = writable and not on_demand
+        self._writable, self._on_demand = writable, on_demand
         self._access = flags.IBV_ACCESS_LOCAL_WRITE | flags.IBV_ACCESS_REMOTE_WRITE if writable else 0
         self._access |= flags.IBV_ACCESS_ON_DEMAND if on_demand else 0
         self._regions: dict[int, tuple[Any, PageRange]] = {}
@@ -57,7 +57,7 @@ class RegisteredMemory:
         """
         wanted = list(ranges)
         self._refuse_too_much(sum(found.size for found in wanted))
-        if self._populate:
+        if self._writable and not self._on_demand:
             _populate(self._ram, wanted, still_wanted)
         done: list[RemoteRegion] = []
         try:
@@ -75,14 +75,16 @@ class RegisteredMemory:
             region = self._verbs.MR(self._domain, found.size, self._access, address=address)
         except self._verbs.RDMAError as error:
             raise _refused(found.size, getattr(error, "error_code", 0)) from None
-        self._regions[region.rkey] = region, found
+        # A region that no peer may reach has no remote key.
+        key = region.rkey if self._writable else region.lkey
+        self._regions[key] = region, found
         self._keys[found.start // PAGE_SIZE : -(-found.end // PAGE_SIZE)] = region.lkey
-        return RemoteRegion(found.start, found.end, address, region.rkey)
+        return RemoteRegion(found.start, found.end, address, key)
 
     def _refuse_too_much(self, asked: int) -> None:
         """Before the first page is populated: pages of a RAM file cannot be given back once they exist."""
         limit = lock_limits().memlock
-        if limit is not None and asked > limit and not self._access & self._verbs.enums.IBV_ACCESS_ON_DEMAND:
+        if limit is not None and asked > limit and not self._on_demand:
             raise _refused(asked, errno.ENOMEM)
 
     def remove(self, regions: Iterable[RemoteRegion]) -> None:
@@ -143,11 +145,11 @@ def _pieces(ranges: Iterable[PageRange]) -> Iterator[PageRange]:
 
 
 def _refused(size: int, number: int) -> HostError:
-    limit = lock_limits().memlock
+    limit, held = lock_limit(), pinned_memory()
     if number == errno.ENOMEM and limit is not None:
         return MemoryLockError(
-            f"{size} bytes of guest memory cannot be pinned: this worker may lock {limit} bytes more; raise the limit "
-            "(LimitMEMLOCK= of the service), or set pin-budget below it"
+            f"{size} bytes of guest memory cannot be pinned: RLIMIT_MEMLOCK is {limit} bytes, of which this worker "
+            f"already holds {held}; raise the limit (LimitMEMLOCK= of the service), or set pin-budget below it"
         )
     if number == errno.ENOMEM:
         return MemoryLockError(
