@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config.errors import DeviceError, SettingsError
-from workers.transports.verbs.ports import Port, all_ports, choose
+from workers.transports.verbs.ports import Port, all_ports, choose, gids
 
 EMPTY = "0000:0000:0000:0000:0000:0000:0000:0000"
 LINK_LOCAL = "fe80:0000:0000:0000:5054:00ff:fe00:0101"
@@ -33,7 +33,7 @@ class Sysfs:
         state: str = "4: ACTIVE",
         layer: str = "Ethernet",
         lid: str = "0x0",
-        gids: dict[int, tuple[str, str]] | None = None,
+        table: dict[int, tuple[str, str]] | None = None,
     ) -> None:
         port = self.root / device / "ports" / str(number)
         (port / "gids").mkdir(parents=True)
@@ -41,7 +41,7 @@ class Sysfs:
         (port / "state").write_text(state + "\n")
         (port / "link_layer").write_text(layer + "\n")
         (port / "lid").write_text(lid + "\n")
-        for index, (address, kind) in (gids or {1: (mapped("10.0.0.1"), "RoCE v2")}).items():
+        for index, (address, kind) in (table or {1: (mapped("10.0.0.1"), "RoCE v2")}).items():
             (port / "gids" / str(index)).write_text(address + "\n")
             if kind:
                 (port / "gid_attrs" / "types" / str(index)).write_text(kind + "\n")
@@ -63,11 +63,11 @@ def test_a_host_without_devices_says_what_to_do(sysfs: Sysfs) -> None:
 
 def test_empty_gids_are_passed_over_and_the_rest_is_read(sysfs: Sysfs) -> None:
     sysfs.port(
-        "mlx5_0", lid="0x1f", gids={0: (LINK_LOCAL, "IB/RoCE v1"), 1: (mapped("10.0.0.1"), "RoCE v2"), 7: (EMPTY, "")}
+        "mlx5_0", lid="0x1f", table={0: (LINK_LOCAL, "IB/RoCE v1"), 1: (mapped("10.0.0.1"), "RoCE v2"), 7: (EMPTY, "")}
     )
     (port,) = sysfs.ports()
     assert (port.device, port.number, port.state, port.ethernet, port.lid) == ("mlx5_0", 1, "ACTIVE", True, 0x1F)
-    assert [(gid.index, str(gid.address), gid.version) for gid in port.gids] == [
+    assert [(gid.index, str(gid.address), gid.version) for gid in gids(port)] == [
         (0, "fe80::5054:ff:fe00:101", 1),
         (1, "::ffff:a00:1", 2),
     ]
@@ -81,14 +81,14 @@ def test_the_first_active_port_is_taken_and_numbers_sort_as_numbers(sysfs: Sysfs
 
 
 def test_the_port_that_has_this_hosts_address_goes_before_the_first(sysfs: Sysfs) -> None:
-    sysfs.port("mlx5_0", gids={1: (mapped("10.0.0.1"), "RoCE v2")})
-    sysfs.port("mlx5_1", gids={1: (mapped("10.0.0.2"), "RoCE v2")})
+    sysfs.port("mlx5_0", table={1: (mapped("10.0.0.1"), "RoCE v2")})
+    sysfs.port("mlx5_1", table={1: (mapped("10.0.0.2"), "RoCE v2")})
     assert choose(sysfs.ports(), address="10.0.0.2").port.device == "mlx5_1"
     assert choose(sysfs.ports(), address="data.example.org").port.device == "mlx5_0"
 
 
 @pytest.mark.parametrize(
-    ("gids", "address", "chosen"),
+    ("table", "address", "chosen"),
     [
         ({0: (LINK_LOCAL, "RoCE v2"), 1: (mapped("10.0.0.1"), "RoCE v2")}, None, 1),
         ({2: (mapped("10.0.0.1"), "IB/RoCE v1"), 3: (mapped("10.0.0.1"), "RoCE v2")}, None, 3),
@@ -99,15 +99,15 @@ def test_the_port_that_has_this_hosts_address_goes_before_the_first(sysfs: Sysfs
         ({4: (mapped("10.0.0.1"), "RoCE v2"), 5: (mapped("10.0.0.2"), "RoCE v2")}, None, 4),
     ],
 )
-def test_a_gid_that_routes_is_preferred(sysfs: Sysfs, gids, address: str | None, chosen: int) -> None:
-    sysfs.port("rxe0", gids=gids)
+def test_a_gid_that_routes_is_preferred(sysfs: Sysfs, table, address: str | None, chosen: int) -> None:
+    sysfs.port("rxe0", table=table)
     assert choose(sysfs.ports(), address=address).gid.index == chosen
 
 
 def test_what_is_named_is_taken(sysfs: Sysfs) -> None:
     sysfs.port("mlx5_0")
     sysfs.port("mlx5_1", 1)
-    sysfs.port("mlx5_1", 2, gids={0: (LINK_LOCAL, "RoCE v2"), 1: (mapped("10.0.0.1"), "RoCE v2")})
+    sysfs.port("mlx5_1", 2, table={0: (LINK_LOCAL, "RoCE v2"), 1: (mapped("10.0.0.1"), "RoCE v2")})
     choice = choose(sysfs.ports(), device="mlx5_1", number=2, gid_index=0)
     assert (choice.port.device, choice.port.number, choice.gid.index) == ("mlx5_1", 2, 0)
 
@@ -136,13 +136,13 @@ def test_ports_that_are_down_are_named_with_their_states(sysfs: Sysfs) -> None:
 
 
 def test_a_port_without_an_address_yet_says_so(sysfs: Sysfs) -> None:
-    sysfs.port("mlx5_0", gids={0: (EMPTY, "")})
+    sysfs.port("mlx5_0", table={0: (EMPTY, "")})
     with pytest.raises(DeviceError, match="no GID yet"):
         choose(sysfs.ports())
 
 
 def test_infiniband_is_told_from_ethernet(sysfs: Sysfs) -> None:
-    sysfs.port("mlx4_0", layer="InfiniBand", lid="0x12", gids={0: (LINK_LOCAL, "IB/RoCE v1")})
+    sysfs.port("mlx4_0", layer="InfiniBand", lid="0x12", table={0: (LINK_LOCAL, "IB/RoCE v1")})
     choice = choose(sysfs.ports())
     assert not choice.port.ethernet
     assert choice.port.lid == 0x12

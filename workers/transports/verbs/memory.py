@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class RegisteredMemory:
         self._access = flags.IBV_ACCESS_LOCAL_WRITE | flags.IBV_ACCESS_REMOTE_WRITE if writable else 0
         self._access |= flags.IBV_ACCESS_ON_DEMAND if on_demand else 0
         self._regions: dict[int, tuple[Any, PageRange]] = {}
+        self._threads = ThreadPoolExecutor(_THREADS, "populate")
         # The local key of every page, 0 where there is none: found for thousands of rows by one look-up. Its own pages
         # exist only where guest memory is registered, a thousandth of that.
         self._keys = np.zeros(-(-ram.size // PAGE_SIZE), np.uint32)
@@ -58,7 +59,7 @@ class RegisteredMemory:
         wanted = list(ranges)
         self._refuse_too_much(sum(found.size for found in wanted))
         if self._writable and not self._on_demand:
-            _populate(self._ram, wanted, still_wanted)
+            self._make_pages(wanted, still_wanted)
         done: list[RemoteRegion] = []
         try:
             for found in wanted:
@@ -68,6 +69,19 @@ class RegisteredMemory:
             self.remove(done)
             raise
         return done
+
+    def _make_pages(self, ranges: Iterable[PageRange], still_wanted: Callable[[], None]) -> None:
+        """Make the pages exist. Raises HostError when this host has no memory left."""
+        pieces = [(self._ram.address + piece.start, piece.size) for piece in _pieces(ranges)]
+        made = [self._threads.submit(_populate, *piece) for piece in pieces]
+        try:
+            for one in made:
+                one.result()
+                still_wanted()
+        finally:
+            for one in made:
+                one.cancel()
+            wait(made)
 
     def _register(self, found: PageRange) -> RemoteRegion:
         address = self._ram.address + found.start
@@ -97,6 +111,7 @@ class RegisteredMemory:
 
     def close(self) -> None:
         """Deregister everything."""
+        self._threads.shutdown(cancel_futures=True)
         while self._regions:
             region, _ = self._regions.popitem()[1]
             region.close()
@@ -109,31 +124,14 @@ class RegisteredMemory:
         return keys
 
 
-def _populate(ram: Ram, ranges: Iterable[PageRange], still_wanted: Callable[[], None]) -> None:
-    """Make the pages exist, several threads at a time. Raises HostError when this host has no memory left."""
-
-    def populate(piece: PageRange) -> None:
-        if _libc.madvise(ram.address + piece.start, piece.size, _MADV_POPULATE_WRITE):
-            number = ctypes.get_errno()
-            if number != errno.EINVAL:  # a kernel before 5.14: registering populates, only slower
-                raise HostError(
-                    f"{piece.size} bytes of guest memory cannot be populated ({os.strerror(number)}): free memory on "
-                    "this host, or give its RAM directory more space"
-                )
-
-    pieces = list(_pieces(ranges))
-    if len(pieces) < 2 or _THREADS < 2:
-        for piece in pieces:
-            still_wanted()
-            populate(piece)
-        return
-    with ThreadPoolExecutor(_THREADS, "populate") as threads:
-        try:
-            for _ in threads.map(populate, pieces):
-                still_wanted()
-        except BaseException:
-            threads.shutdown(wait=True, cancel_futures=True)
-            raise
+def _populate(address: int, size: int) -> None:
+    if _libc.madvise(address, size, _MADV_POPULATE_WRITE):
+        number = ctypes.get_errno()
+        if number != errno.EINVAL:  # a kernel before 5.14: registering populates, only slower
+            raise HostError(
+                f"{size} bytes of guest memory cannot be populated ({os.strerror(number)}): free memory on this host, "
+                "or give its RAM directory more space"
+            )
 
 
 def _pieces(ranges: Iterable[PageRange]) -> Iterator[PageRange]:
