@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := config tasks workers tests
 
-.PHONY: demo test lab check setup format
+.PHONY: demo test lab bench-rdma check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -13,6 +13,9 @@ test: setup .lab/.installed check ## install, then run every test (pass more to 
 lab: export LAB_RUN := $(value RUN)
 lab: setup .lab/.installed ## a shell in an emulated machine with an RDMA device, or RUN="a command" in it
 	@$(PYTHON) -m tests.lab $${LAB_RUN:+--run "$$LAB_RUN"} $(ARGS)
+
+bench-rdma: setup .lab/.installed ## QEMU's RDMA migration and ours, side by side in an emulated machine (ARGS="--quick")
+	$(PYTHON) -m tests.benchmarks.rdma $(ARGS)
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)
