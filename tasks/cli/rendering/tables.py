@@ -89,7 +89,9 @@ def _choices(facts: Facts) -> list[tuple[str, str]]:
         sizes = f"{chosen.get('channels')} channels, chunks of {size(chosen.get('chunk-size'))}"
         rows.append(("transport", f"{chosen['transport']}, {sizes}"))
     if "policy" in chosen:
-        rows.append(("registration", str(chosen["policy"])))
+        rows.append(("registration", f"{chosen['policy']}: {chosen.get('policy-reason', '')}"))
+    if "recommended" in chosen:
+        rows.append(("recommended", str(chosen["recommended"])))
     if "tracker" in chosen:
         rows.append(("dirty tracker", f"{chosen['tracker']}: {chosen.get('tracker-reason', '')}"))
     return rows + [("instead", note) for note in facts.notes]
