@@ -9,13 +9,23 @@ import pytest
 from tests.benchmarks.rdma.contestants import CONTESTANTS, PIN_BUDGET, WATCHED
 from tests.benchmarks.rdma.report import Bar, Spread, bars, folded, gigabits, noise, peak, ratio, seconds, table
 
+#: Seconds in round 0.
+_TOOK = {
+    "qemu-pin-all": 2.0,
+    "qemu-tcp": 3.0,
+    "dynamic": 4.0,
+    "pin-all": 5.0,
+    "half-dynamic": 9.0,
+    "half-pin-all": 10.0,
+}
+
 
 def results() -> dict[str, Any]:
-    """Three rounds, each twice as slow as the one before, in which contestant n takes n + 1 times the first one's."""
+    """Three rounds that count, each twice as slow as the one before."""
     runs = [
-        {"contestant": name, "round": number, "seconds": 2.0**number * (place + 1), "host_load": 1.5}
+        {"contestant": name, "round": number, "seconds": 2.0**number * _TOOK.get(name, 1.0), "host_load": 1.5}
         for number in range(4)
-        for place, name in enumerate(CONTESTANTS)
+        for name in CONTESTANTS
     ]
     moves = [{"pin_all": number % 2 == 1, "downtime": 0.1 + 0.01 * (number // 2)} for number in range(8)]
     return {

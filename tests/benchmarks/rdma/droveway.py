@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,15 @@ class _Process:
     def __enter__(self) -> _Process:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """It closes its endpoint and unmaps memory by itself, outside of the clock; killed if it cannot."""
-        self.pipe.close()
-        self._process.join(_SECONDS)
+        if kind is None:
+            with suppress(BrokenPipeError):
+                self.tell("end")
+            self._process.join(_SECONDS)
         self._process.kill()
         self._process.join()
+        self.pipe.close()
 
     def tell(self, what: object) -> None:
         """Send it an object."""
@@ -116,7 +119,7 @@ def _run(pipe: Connection, side: Side, how: Contestant, path: Path) -> None:
             else:
                 _serve(endpoint, talk, ram, digests)
             pipe.send(("done", None))
-            pipe.poll(_SECONDS)  # until the parent is done, too: the peer may still be reading what we said
+            pipe.recv()  # the clock has stopped, the other side has heard what we said last
     except BaseException:
         pipe.send(("failed", traceback.format_exc()))
 

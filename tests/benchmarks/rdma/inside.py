@@ -34,7 +34,7 @@ def main() -> None:
             "half": make_guest(_SHM / "half.ram", half=True),
         }
         for number in range(arguments.rounds + 1):  # round 0 is thrown away: caches are cold
-            for how in CONTESTANTS.values():
+            for how in list(CONTESTANTS.values())[:: 1 if number % 2 else -1]:
                 _say("run", contestant=how.name, round=number, seconds=_run(how, guests[how.used], None))
         for name in WATCHED:
             pinned = Pinned()

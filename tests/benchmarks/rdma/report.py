@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.rdma.contestants import CONTESTANTS, MEMORY, PIN_BUDGET
+from tests.benchmarks.rdma.contestants import MEMORY, PIN_BUDGET
 
 #: The endpoint's own page, which is pinned beside what the budget is for: guest memory.
 _SCRATCH = 4096
@@ -151,7 +151,7 @@ def table(results: Results) -> str:
         "| | seconds, median | range | MiB/s | pinned at most: source, destination |",
         "|---|---|---|---|---|",
     ]
-    lines += [_row(results, name) for name in CONTESTANTS]
+    lines += [_row(results, name) for name in _LABELS]
     return "\n".join([*lines, "", *_notes(results)])
 
 
