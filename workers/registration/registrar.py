@@ -11,7 +11,7 @@ import numpy.typing as npt
 from config.errors import MessageError
 from workers.conversation import Conversation
 from workers.protocol import MessageType, decode_regions
-from workers.ranges import RangeTable
+from workers.ranges import RangeTable, ascending
 from workers.transports.contract import Endpoint, RemoteRegion, Writes
 
 #: What is registered is rounded out to this many bytes: scattered pages share a region instead of costing one each
@@ -59,7 +59,8 @@ class Registrar:
 
     def regions(self, ranges: RangeTable) -> Regions:
         """The regions, registered or asked for, that `ranges` lie in; each once."""
-        found = np.unique(self._region_of[ranges.pages(GRANULE)])
+        found = self._region_of[ranges.pages(GRANULE)]
+        found = ascending(found[np.diff(found, prepend=-1) != 0])
         return found[found > 0]
 
     def request(self, ranges: RangeTable) -> None:
@@ -122,7 +123,7 @@ class Registrar:
     def writes(self, ranges: RangeTable, chunk_size: int) -> Writes:
         """Writes for registered `ranges`, cut at chunks and at region borders."""
         bounds = self._regions[self.regions(ranges), :_ADDRESS].astype(np.int64).ravel()
-        pieces = ranges.cut(np.unique(np.concatenate([bounds, ranges.split(chunk_size)[:, 0]])))
+        pieces = ranges.cut(ascending(np.concatenate([bounds, ranges.split(chunk_size)[:, 0]])))
         rows = self._regions[self._region_of[pieces[:, 0] // GRANULE]]
         if (rows[:, _KEY] == 0).any():
             raise AssertionError("a policy yielded memory that is not registered")
