@@ -34,7 +34,7 @@ from workers.transports.verbs.memory import RegisteredMemory, scratch_page
 from workers.transports.verbs.offer import MAX_CHANNELS, VerbsOffer, decode_offer
 from workers.transports.verbs.ports import all_ports, choose
 from workers.transports.verbs.queue_pairs import Completion, QueuePairs
-from workers.transports.verbs.work_requests import LENGTH, ScratchRequest
+from workers.transports.verbs.work_requests import LENGTH, ScratchRequest, WriteRequests
 
 #: 16 MiB keep a 200 Gb/s link busy for 0.7 ms, ten round trips of a large fabric; more only delays a cancel.
 _IN_FLIGHT = 16 << 20
@@ -102,6 +102,7 @@ class VerbsEndpoint:
             )
             self._device = QueuePairs(verbs, self._choice, settings.channels, settings.depth)
             self._closing.callback(self._device.close)
+            self._requests = WriteRequests(verbs) if self._source else None
             self._memory = RegisteredMemory(
                 verbs, self._device.domain, ram, writable=not self._source, on_demand=settings.on_demand_paging
             )
@@ -186,22 +187,23 @@ class VerbsEndpoint:
         self._control.check()
         if not len(writes):
             return
-        if not self._channels or not self._source:
+        if not self._channels or self._requests is None:
             raise ValueError("only a connected source posts writes")
         if int(writes.start.min()) < 0 or int((writes.start + writes.length).max()) > self._ram.size:
             raise ValueError(f"writes of bytes outside of the guest's memory of {self._ram.size} bytes")
         for channel, part in self._plan(writes):
             keys = self._memory.local_keys(part.start, part.length).tolist()
-            self._wait(lambda channel=channel, part=part: self._has_room(channel, part))  # type: ignore[misc]
+            if not self._has_room(channel, part):
+                self._wait(lambda channel=channel, part=part: self._has_room(channel, part))  # type: ignore[misc]
             with self._polling:
-                self._device.post(channel, self._ram.address, part, keys)
+                self._device.post(channel, self._requests, self._ram.address, part, keys)
                 self._in_flight += part.size
 
     def _plan(self, writes: Writes) -> Iterator[tuple[int, Writes]]:
         """Lists of writes, the channels taking turns. What goes to one address takes one channel: it stays in order."""
         rows = cut(joined(writes))
         channel = rows.remote_address // STRIPE % self._channels
-        most = max(STRIPE, self._settings.in_flight_limit // (2 * self._channels))
+        most = max(STRIPE, self._settings.in_flight_limit // 4)  # the next list is made while others are on their way
         lanes = [
             _lists(select_rows(rows, np.flatnonzero(channel == number)), self._length, most)
             for number in range(self._channels)

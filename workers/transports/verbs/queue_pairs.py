@@ -96,7 +96,6 @@ class QueuePairs:
                     )
                 self._completions = self._kept(verbs.CQ(self.context, size, None, self._events, 0))
                 self.pairs = [self._pair() for _ in range(channels)]
-                self._writes = WriteRequests(verbs)
         except BaseException:
             self.close()
             raise
@@ -174,11 +173,11 @@ class QueuePairs:
 
     # --- working ------------------------------------------------------------------------------------------------------
 
-    def post(self, channel: int, base: int, writes: Writes, local_keys: list[int]) -> None:
+    def post(self, channel: int, requests: WriteRequests, base: int, writes: Writes, local_keys: list[int]) -> None:
         """Hand 1 to LENGTH writes to the device. The caller saw to it that there is room. Raises DeviceError."""
         pair = self.pairs[channel]
         first = (pair.posted + 1) * MAX_CHANNELS + channel
-        self._post(pair, self._writes.fill(base, writes, local_keys, first, MAX_CHANNELS))
+        self._post(pair, requests.fill(base, writes, local_keys, first, MAX_CHANNELS))
         pair.posted += len(writes)
         pair.lists.append((pair.posted, writes))
 
