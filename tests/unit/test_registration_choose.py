@@ -80,9 +80,9 @@ def test_pin_all_against_a_limit_is_told_of_the_window() -> None:
     assert (choice.policy, choice.recommended) == ("pin-all", "windowed")
 
 
-def test_a_budget_is_the_window() -> None:
+def test_a_budget_is_the_window_and_what_the_device_locks_for_itself() -> None:
     choice = choose(replace(FREE, pin_budget=GIB))
-    assert (choice.policy, choice.window, choice.reason) == ("windowed", GIB, "pin-budget is 1024 MiB")
+    assert (choice.policy, choice.window, choice.reason) == ("windowed", GIB - MIB, "pin-budget is 1024 MiB")
     assert choice.to_json()["recommended"] == "dynamic: all of the guest's 4096 MiB may be locked"
 
 

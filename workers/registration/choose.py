@@ -77,9 +77,10 @@ def choose(facts: Facts) -> Choice:
             favoured = _favoured(facts, enough)
         return Choice("pin-all", 0, "rdma-pin-all is on", *favoured)
     if facts.pin_budget:
-        window = facts.pin_budget if lockable is None else min(facts.pin_budget, lockable)
+        budget = facts.pin_budget - _QUEUES  # what is locked in all stays within what was asked for
+        window = budget if lockable is None else min(budget, lockable)
         reason = f"pin-budget is {_size(facts.pin_budget)}"
-        if window < facts.pin_budget:
+        if window < budget:
             reason += f", of which {_size(window)} can be locked"
         favoured = _favoured(facts, enough) if window < facts.touched else ("windowed", reason)
         return Choice("windowed", window, reason, *favoured)
