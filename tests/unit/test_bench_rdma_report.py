@@ -78,13 +78,12 @@ def test_a_value_at_its_limit_is_met() -> None:
     assert not Bar("x", 1.0001, 1.0).met
 
 
-def test_the_endpoints_own_page_is_not_the_budgets() -> None:
+@pytest.mark.parametrize("over", [(4096, 0), (0, 4096)])
+def test_neither_side_may_pin_a_page_more_than_the_budget(over: tuple[int, int]) -> None:
     found = results()
-    found["pinned"]["windowed"] = [[0.0, PIN_BUDGET + 4096, 0]]
-    assert bars(found)[5].met
-    found["pinned"]["windowed"] = [[0.0, 0, PIN_BUDGET + 8192]]
+    found["pinned"]["windowed"] = [[0.0, PIN_BUDGET + over[0], PIN_BUDGET + over[1]], [0.1, 0, 0]]
+    assert peak(found, "windowed") == (PIN_BUDGET + over[0], PIN_BUDGET + over[1])
     assert not bars(found)[5].met
-    assert peak(found, "windowed") == (0, PIN_BUDGET + 8192)
 
 
 @pytest.mark.parametrize("on", [0.2, 0.05])

@@ -41,7 +41,7 @@ def post_cost() -> float:
             source.connect(_offer(destination), 1)
             destination.connect(_offer(source), 1)
             writes = _writes(remote.buf, remote.rkey)
-            keys = [local.lkey] * LENGTH
+            requests, keys = WriteRequests(verbs), [local.lkey] * LENGTH
 
             def drain() -> None:
                 while source.pairs[0].outstanding:
@@ -49,7 +49,7 @@ def post_cost() -> float:
                         assert not one.status, f"a write failed with status {one.status}"
                         source.pairs[0].complete(one.sequence)
 
-            cost = _cost(lambda: source.post(0, local.buf, writes, keys), drain)
+            cost = _cost(lambda: source.post(0, requests, local.buf, writes, keys), drain)
             source.stop()
             destination.stop()
             return cost
