@@ -248,6 +248,7 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
     """
     migration, talk = source.migration, source.link.talk
     migration.check()
+    transfer.anticipate(ending.remaining)
     with migration.phase("downtime", "device"):
         talk.patience = _patience(source)
         handover.happen(Event.PAUSE)

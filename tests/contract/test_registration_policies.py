@@ -260,6 +260,27 @@ def test_an_empty_round_is_still_a_round(maker: Maker, policy: str) -> None:
         assert not sending.endpoint.ever
 
 
+def test_what_is_anticipated_is_registered_before_the_last_round_and_sent_by_it(policy: str) -> None:
+    """Pages that nobody had touched when the bulk round came by; some of them still zero."""
+    rng = np.random.default_rng(8)
+    with MAKERS["stub"]() as pair:
+        window = pair.source_ram.size
+        sending = Sending(pair, policy, window)
+        fill(pair, granules(0, 1, 2), rng)
+        with served(pair, window=window) as serving:
+            sending.bulk(granules(0, 1, 2))
+            fill(pair, granules(8, 9), rng)
+            remaining = granules(1, 8, 9, 12)
+            sending.transfer.anticipate(remaining)
+            assert sending.endpoint.registered == granules(0, 1, 2, 8, 9), "zero pages are not registered"
+            before = sending.endpoint.registrations, serving.endpoint.registrations
+            fill(pair, granules(1), rng)
+            sending.transfer.send(1, "final", remaining)
+            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+        assert (sending.endpoint.registrations, serving.endpoint.registrations) == before
+        assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
+
+
 def test_pin_all_registers_before_it_writes_and_the_others_do_not(policy: str) -> None:
     rng = np.random.default_rng(7)
     with MAKERS["stub"]() as pair:

@@ -30,7 +30,8 @@ class RegistrationPolicy(Protocol):
 
         What the caller promises, and a policy that takes registrations back relies on:
         - before it posts what it got, it flushes what it got the time before;
-        - it posts what it got before it asks for more, so that registering runs beside these writes.
+        - it posts what it got before it asks for more, so that registering runs beside these writes; or drops it, when
+          it wanted no more than the registration.
         So when it asks for more, the last that it got may be in flight, and everything before lies in the destination's
         memory; when it begins another round, everything does.
         """

@@ -63,6 +63,12 @@ class Transfer:
         """Give the policy its look before the bulk round; what comes back is what `send_batches` takes."""
         return self._policy.prepare(self._surveyed(populated))
 
+    def anticipate(self, ranges: RangeTable) -> None:
+        """Register what the last round will most likely send, while the guest runs: later it would be downtime."""
+        ahead = self._zero_pages.left_out(ranges) if self._zero_pages else ranges
+        for _ in self._policy.writes(ahead.batches(BATCH, self._chunk_size)):
+            self._check()
+
     def send(self, index: int, kind: str, ranges: RangeTable) -> Round:
         """One whole round; returns when the destination has all of it, and, unless it is the last, digested it."""
         return self.send_batches(index, kind, ranges.size, self._surveyed(ranges))

@@ -199,7 +199,7 @@ def test_a_local_key_that_the_device_does_not_know(guest: MemoryGuest) -> None:
     with pair(guest) as made:
         region = register(made, 0, MIB)
         made.source._device.post(
-            0, made.source._requests, made.source_ram.address, write(region, 0, PAGE_SIZE), [0xDEAD00]
+            0, made.source._requests, made.source_ram.address, write(region, 0, PAGE_SIZE), PAGE_SIZE, [0xDEAD00]
         )
         error = flushed(made)
         assert type(error) is LocalProtectionError, error

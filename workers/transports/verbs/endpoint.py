@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -191,16 +192,17 @@ class VerbsEndpoint:
             raise ValueError("only a connected source posts writes")
         if int(writes.start.min()) < 0 or int((writes.start + writes.length).max()) > self._ram.size:
             raise ValueError(f"writes of bytes outside of the guest's memory of {self._ram.size} bytes")
-        for channel, part in self._plan(writes):
+        for channel, part, size in self._plan(writes):
             keys = self._memory.local_keys(part.start, part.length).tolist()
-            if not self._has_room(channel, part):
-                self._wait(lambda channel=channel, part=part: self._has_room(channel, part))  # type: ignore[misc]
+            room = partial(self._has_room, channel, len(part), size)
+            if not room():
+                self._wait(room)
             with self._polling:
-                self._device.post(channel, self._requests, self._ram.address, part, keys)
-                self._in_flight += part.size
+                self._device.post(channel, self._requests, self._ram.address, part, size, keys)
+                self._in_flight += size
 
-    def _plan(self, writes: Writes) -> Iterator[tuple[int, Writes]]:
-        """Lists of writes, the channels taking turns. What goes to one address takes one channel: it stays in order."""
+    def _plan(self, writes: Writes) -> Iterator[tuple[int, Writes, int]]:
+        """Lists of writes and their bytes, channels taking turns. What goes to one address takes one, so stays in order."""
         rows = cut(joined(writes))
         channel = rows.remote_address // STRIPE % self._channels
         most = max(STRIPE, self._settings.in_flight_limit // 4)  # the next list is made while others are on their way
@@ -209,18 +211,18 @@ class VerbsEndpoint:
             for number in range(self._channels)
         ]
         for turn in zip_longest(*lanes):
-            for number, part in enumerate(turn):
-                if part is not None:
-                    yield number, part
+            for number, found in enumerate(turn):
+                if found is not None:
+                    yield number, *found
 
     @property
     def _length(self) -> int:
         """Writes in a list: a queue must have room for one, and for the read behind it."""
         return min(LENGTH, self._device.depth - 1)
 
-    def _has_room(self, channel: int, part: Writes) -> bool:
+    def _has_room(self, channel: int, requests: int, size: int) -> bool:
         room = self._device.depth - 1 - self._device.pairs[channel].outstanding
-        return room >= len(part) and self._in_flight + part.size <= self._settings.in_flight_limit
+        return room >= requests and self._in_flight + size <= self._settings.in_flight_limit
 
     def in_flight(self) -> int:
         """Bytes posted and not yet confirmed, over all channels."""
@@ -242,7 +244,7 @@ class VerbsEndpoint:
         deadline = time.monotonic() + timeout
         for channel, pair in enumerate(self._device.pairs[: self._channels]):
             if pair.posted > pair.fenced:
-                if not self._wait(lambda pair=pair: pair.outstanding < self._device.depth, deadline):  # type: ignore[misc]
+                if not self._wait(partial(self._has_room, channel, 0, 0), deadline):
                     break
                 with self._polling:
                     self._device.post_scratch(channel, self._request, _FENCE_SIZE, self._remote_scratch, read=True)
@@ -321,12 +323,12 @@ class VerbsEndpoint:
                 os.eventfd_write(self._wake, 1)
 
 
-def _lists(rows: Writes, length: int, size: int) -> Iterator[Writes]:
-    """Consecutive rows, at most `length` of them and `size` bytes together, or one row."""
+def _lists(rows: Writes, length: int, size: int) -> Iterator[tuple[Writes, int]]:
+    """Consecutive rows, at most `length` of them and `size` bytes together, or one row; and their bytes."""
     total = np.cumsum(rows.length)
     at = 0
     while at < len(rows):
         done = int(total[at - 1]) if at else 0
         upto = max(at + 1, min(at + length, int(np.searchsorted(total, done + size, "right"))))
-        yield select_rows(rows, slice(at, upto))
+        yield select_rows(rows, slice(at, upto)), int(total[upto - 1]) - done
         at = upto

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from config.errors import DeviceError, HostError, MemoryLockError
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE, PageRange
-from workers.registration.limits import lock_limit, lock_limits, pinned_memory
+from workers.registration.limits import lock_limit, pinned_memory
 from workers.transports.contract import RemoteRegion
 from workers.transports.verbs.library import Verbs
 
@@ -43,6 +43,8 @@ class RegisteredMemory:
         self._domain = domain
         self._ram = ram
         self._writable, self._on_demand = writable, on_demand
+        # Asked once: a worker that no limit binds would read /proc for each of thousands of requests.
+        self._limited = lock_limit() is not None and not on_demand
         self._access = flags.IBV_ACCESS_LOCAL_WRITE | flags.IBV_ACCESS_REMOTE_WRITE if writable else 0
         self._access |= flags.IBV_ACCESS_ON_DEMAND if on_demand else 0
         self._regions: dict[int, tuple[Any, PageRange]] = {}
@@ -57,7 +59,8 @@ class RegisteredMemory:
         Raises MemoryLockError, HostError; then nothing of this call stays registered.
         """
         wanted = list(ranges)
-        self._refuse_too_much(sum(found.size for found in wanted))
+        if self._limited:
+            self._refuse_too_much(sum(found.size for found in wanted))
         if self._writable and not self._on_demand:
             self._make_pages(wanted, still_wanted)
         done: list[RemoteRegion] = []
@@ -97,8 +100,8 @@ class RegisteredMemory:
 
     def _refuse_too_much(self, asked: int) -> None:
         """Before the first page is populated: pages of a RAM file cannot be given back once they exist."""
-        limit = lock_limits().memlock
-        if limit is not None and asked > limit and not self._on_demand:
+        limit = lock_limit()
+        if limit is not None and pinned_memory() + asked > limit:
             raise _refused(asked, errno.ENOMEM)
 
     def remove(self, regions: Iterable[RemoteRegion]) -> None:

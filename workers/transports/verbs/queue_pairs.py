@@ -45,8 +45,8 @@ class QueuePair:
         self.completed = 0
         #: Sequence of the last request that was a read behind all writes before it.
         self.fenced = 0
-        #: (sequence of the list's last request, its writes), oldest first.
-        self.lists: deque[tuple[int, Writes]] = deque()
+        #: (sequence of the list's last request, its writes, their bytes), oldest first.
+        self.lists: deque[tuple[int, Writes, int]] = deque()
 
     @property
     def outstanding(self) -> int:
@@ -58,12 +58,12 @@ class QueuePair:
         self.completed = max(self.completed, sequence)
         size = 0
         while self.lists and self.lists[0][0] <= self.completed:
-            size += self.lists.popleft()[1].size
+            size += self.lists.popleft()[2]
         return size
 
     def describe(self, sequence: int) -> str:
         """Which write a request was, for people."""
-        for last, writes in self.lists:
+        for last, writes, _ in self.lists:
             row = sequence - 1 - (last - len(writes))
             if 0 <= row < len(writes):
                 return f"a write of {int(writes.length[row])} bytes from guest memory {int(writes.start[row]):#x}"
@@ -173,13 +173,15 @@ class QueuePairs:
 
     # --- working ------------------------------------------------------------------------------------------------------
 
-    def post(self, channel: int, requests: WriteRequests, base: int, writes: Writes, local_keys: list[int]) -> None:
-        """Hand 1 to LENGTH writes to the device. The caller saw to it that there is room. Raises DeviceError."""
+    def post(
+        self, channel: int, requests: WriteRequests, base: int, writes: Writes, size: int, local_keys: list[int]
+    ) -> None:
+        """Hand 1 to LENGTH writes of `size` bytes to the device; the caller saw that there is room. Raises DeviceError."""
         pair = self.pairs[channel]
         first = (pair.posted + 1) * MAX_CHANNELS + channel
         self._post(pair, requests.fill(base, writes, local_keys, first, MAX_CHANNELS))
         pair.posted += len(writes)
-        pair.lists.append((pair.posted, writes))
+        pair.lists.append((pair.posted, writes, size))
 
     def post_scratch(
         self, channel: int, request: ScratchRequest, size: int, remote: tuple[int, int], *, read: bool
