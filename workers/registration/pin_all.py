@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-import numpy as np
-
 from workers.ranges import EMPTY, RangeTable
 from workers.registration.registrar import Registrar
 from workers.transports.contract import Writes
@@ -32,9 +30,15 @@ class PinAll:
         self._chunk_size = chunk_size
 
     def prepare(self, batches: Iterable[RangeTable]) -> list[RangeTable]:
-        """Survey all batches, then register all of them."""
-        surveyed = list(batches)
-        self._register(RangeTable(np.concatenate([EMPTY.bounds, *(batch.bounds for batch in surveyed)])))
+        """Survey all batches and register all of them: the destination locks the first while we survey the next."""
+        surveyed, unasked = [], EMPTY
+        for batch in batches:
+            surveyed.append(batch)
+            unasked |= batch
+            if unasked.size >= _REQUEST:
+                self._ask(unasked)
+                unasked = EMPTY
+        self._register(unasked)
         return surveyed
 
     def writes(self, batches: Iterable[RangeTable]) -> Iterator[Writes]:
@@ -43,8 +47,11 @@ class PinAll:
             self._register(batch)
             yield self._registrar.writes(batch, self._chunk_size)
 
-    def _register(self, ranges: RangeTable) -> None:
+    def _ask(self, ranges: RangeTable) -> None:
         for part in self._registrar.missing(ranges).batches(_REQUEST, _REQUEST):
             self._registrar.request(part)
+
+    def _register(self, ranges: RangeTable) -> None:
+        self._ask(ranges)
         while self._registrar.unsettled:
             self._registrar.settle()

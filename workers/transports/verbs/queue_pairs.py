@@ -176,7 +176,7 @@ class QueuePairs:
     def post(
         self, channel: int, requests: WriteRequests, base: int, writes: Writes, size: int, local_keys: list[int]
     ) -> None:
-        """Hand 1 to LENGTH writes of `size` bytes to the device; the caller saw that there is room. Raises DeviceError."""
+        """Hand 1 to LENGTH writes of `size` bytes to the device; the caller saw to it that there is room."""
         pair = self.pairs[channel]
         first = (pair.posted + 1) * MAX_CHANNELS + channel
         self._post(pair, requests.fill(base, writes, local_keys, first, MAX_CHANNELS))
