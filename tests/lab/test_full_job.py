@@ -1,0 +1,143 @@
+"""The whole job over RDMA between two hosts: `droveway migrate`, Celery, pairing, rounds under write load, handover."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.fleet import LabFleet, until
+from tests.lab.machine import Machine
+from workers.pairing.contract import Side
+
+# Setting the fleet up takes 1.5 minutes of the first test on two quiet cores; others may have them as well.
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+OVER_RDMA = ("--set=transport=verbs",)
+BUDGET = 64 << 20  # the least there is
+
+
+@pytest.fixture(scope="module")
+def whole_fleet(two_machines: tuple[Machine, Machine]) -> Iterator[LabFleet]:
+    with LabFleet(two_machines) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(whole_fleet: LabFleet, request: pytest.FixtureRequest) -> Iterator[LabFleet]:
+    """The fleet with a guest somewhere; what it said is shown when the test fails."""
+    if not whole_fleet.guest:
+        whole_fleet.new_guest("host-a")
+    failed = request.session.testsfailed
+    yield whole_fleet
+    if request.session.testsfailed > failed:
+        print(whole_fleet.report())
+        whole_fleet.remove_guest()
+
+
+def completed(fleet: LabFleet, *options: str, fault: str = "") -> dict[str, Any]:
+    """Move the guest to the other host, over RDMA in every case; what was reported."""
+    move = fleet.move(*options, fault=fault)
+    return arrived(fleet, move.end())
+
+
+def arrived(fleet: LabFleet, report: dict[str, Any]) -> dict[str, Any]:
+    assert report.get("state") == "completed", report
+    assert (report["choices"]["transport"], report["choices"]["tracker"]) == ("verbs", "userfaultfd")
+    assert 0 < report["seconds"]["downtime"] < report["seconds"]["total"]
+    kinds = [each["kind"] for each in report["rounds"]]
+    assert (kinds[0], kinds[-1]) == ("bulk", "final")
+    assert report["transferred_bytes"] > 40 << 20
+    fleet.place = fleet.there.name
+    print({name: round(seconds or 0, 2) for name, seconds in report["seconds"].items()}, kinds)
+    return report
+
+
+def held_in_the_bulk_round(fleet: LabFleet, *options: str) -> tuple[Any, int]:
+    """A move whose source's mover stopped itself after the first batch; the move, and that mover."""
+    move = fleet.move(*OVER_RDMA, *options, fault="stop-at=source.sending")
+    return move, until("the source's stop", lambda: fleet.here.mover(Side.SOURCE, "T"))
+
+
+def test_a_guest_moves_to_and_fro_over_rdma_with_pin_all_off_and_on(fleet: LabFleet) -> None:
+    off = completed(fleet, *OVER_RDMA, "--capability=rdma-pin-all=off")
+    assert off["choices"]["policy"] == "dynamic"
+    fleet.assert_whole()
+    fleet.assert_nothing_left()
+    on = completed(fleet, "--capability=rdma-pin-all=on")  # over RDMA, though nobody asked: the best that both have
+    assert on["choices"]["policy"] == "pin-all"
+    fleet.assert_whole()
+    fleet.assert_nothing_left()
+
+
+def test_a_guest_moves_through_a_window_of_locked_memory(fleet: LabFleet) -> None:
+    report = completed(fleet, *OVER_RDMA, f"--set=pin-budget={BUDGET}")
+    assert report["choices"]["policy"] == "windowed"
+    for host in fleet.hosts.values():
+        pinned = [most for name, most in host.ask("most_pinned").items() if name.startswith(report["migration"])]
+        assert pinned
+        assert 0 < max(pinned) <= BUDGET
+    fleet.assert_whole()
+    fleet.assert_nothing_left()
+
+
+@pytest.mark.parametrize("side", Side)
+def test_a_killed_mover_leaves_the_guest_where_it_was_and_nothing_else(fleet: LabFleet, side: Side) -> None:
+    move, source = held_in_the_bulk_round(fleet)
+    if side is Side.SOURCE:
+        fleet.here.signal(signal.SIGKILL, source)
+    else:
+        destination = fleet.there.mover(Side.DESTINATION, "S")
+        assert destination
+        fleet.there.signal(signal.SIGKILL, destination)
+        fleet.here.signal(signal.SIGCONT, source)
+    report = move.end()
+    assert report["state"] == "failed", report
+    fleet.assert_whole()
+    fleet.assert_nothing_left()
+
+
+def test_a_link_that_loses_everything_for_a_second_is_ridden_out(fleet: LabFleet) -> None:
+    move, source = held_in_the_bulk_round(fleet)
+    fleet.here.lose_everything()
+    try:
+        fleet.here.signal(signal.SIGCONT, source)
+        time.sleep(1.0)
+    finally:
+        fleet.here.lose_nothing()
+    arrived(fleet, move.end())
+    fleet.assert_whole()
+    fleet.assert_nothing_left()
+
+
+def test_a_lost_link_fails_the_move_and_the_next_one_works(fleet: LabFleet) -> None:
+    move, source = held_in_the_bulk_round(fleet)
+    fleet.here.lose_everything()
+    try:
+        fleet.here.signal(signal.SIGCONT, source)
+        lost = time.monotonic()
+        report = move.end()
+        assert report["state"] == "failed", report
+        assert report["reason"] in ("link-lost", "peer-lost"), report
+        assert time.monotonic() - lost < 30
+        # Over the wire nobody can tell the other side; each clears up by itself.
+        fleet.assert_whole()
+        until(
+            "both sides to have ended", lambda: not any(host.ask("left")["attempts"] for host in fleet.hosts.values())
+        )
+    finally:
+        fleet.here.lose_nothing()
+    fleet.assert_nothing_left()
+    completed(fleet, *OVER_RDMA)
+    fleet.assert_whole()
+    fleet.assert_nothing_left()
+
+
+def test_the_guests_check_sees_writes_that_did_not_arrive(fleet: LabFleet) -> None:
+    completed(fleet, *OVER_RDMA, fault="drop-final-dirty")
+    report = fleet.here.ask("oracle", name=fleet.guest, full=True)
+    fleet.remove_guest()
+    assert report["corrupt"] > 0
