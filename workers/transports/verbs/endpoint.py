@@ -202,7 +202,7 @@ class VerbsEndpoint:
                 self._in_flight += size
 
     def _plan(self, writes: Writes) -> Iterator[tuple[int, Writes, int]]:
-        """Lists of writes and their bytes, the channels in turn; what goes to one address takes one, and stays in order."""
+        """Lists of writes and their bytes. What goes to one address takes one channel, and so stays in order."""
         rows = cut(joined(writes))
         channel = rows.remote_address // STRIPE % self._channels
         most = max(STRIPE, self._settings.in_flight_limit // 4)  # the next list is made while others are on their way
