@@ -26,7 +26,7 @@ from tests.redis_server import RedisServer
 from workers.pairing.contract import Side
 
 #: Seconds in which anything that is going to happen has happened, on a machine that emulates two others.
-PATIENCE = 180.0
+PATIENCE = 300.0
 #: Four fifths are used: more than the smallest window. They pass the cable in 3 to 10 s.
 MEMORY = 96 << 20
 DIRTY_RATE = 256 << 10  # a page costs an emulated processor 2 ms, and it has other things to do
@@ -35,7 +35,7 @@ PYTHON = str(REPOSITORY / ".venv" / "bin" / "python")
 #: Compiled here, since the machines cannot write beside the sources: half of a start is compiling otherwise.
 _BYTE_CODE = LAB / "byte-code"
 _STARTED_THERE = (
-    "tests.lab.hand tasks.cli.main tasks.cli.worker tasks.app celery.apps.worker celery.bin.worker "
+    "tests.lab.inside.hand tasks.cli.main tasks.cli.worker tasks.app celery.apps.worker celery.bin.worker "
     "celery.worker.consumer celery.concurrency.thread kombu.transport.redis workers.mover workers.guests.memory_process"
 )
 #: A guest may be paused for as long as an emulated processor takes. Each round costs one a second, whatever its size.
@@ -84,7 +84,7 @@ class LabHost:
         """Start the worker of both roles, and our hand, which `meet` then waits for."""
         self._server = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._server.settimeout(PATIENCE)
-        self._start(PYTHON, "-m", "tests.lab.hand", HOST_IN_GUEST, str(self._server.getsockname()[1]))
+        self._start(PYTHON, "-m", "tests.lab.inside.hand", HOST_IN_GUEST, str(self._server.getsockname()[1]))
         self.worker = self._start(COMMAND, "worker")
 
     def meet(self) -> None:
@@ -111,7 +111,7 @@ class LabHost:
             running.wait(PATIENCE)
 
     def ask(self, do: str, **arguments: object) -> Any:
-        """What our hand (tests/lab/hand.py) answers."""
+        """What our hand (tests/lab/inside/hand.py) answers."""
         assert self._lines
         self._lines.write(json.dumps({"do": do, "with": arguments}) + "\n")
         self._lines.flush()
@@ -141,10 +141,10 @@ class LabHost:
     def _cable(self) -> str:
         return str(json.loads(self.shell("rdma -j link show rxe0/1"))[0]["netdev"])
 
-    def mover(self, side: Side, state: str) -> int | None:
-        """Process of the one mover of this side that is in this state, as in /proc/PID/stat."""
+    def mover(self, side: Side, states: str = "RSD") -> int | None:
+        """Process of the one mover of this side that is in one of these states, as in /proc/PID/stat."""
         for name, mover in self.ask("movers").items():
-            if name.endswith(f".{side}") and mover["state"] == state:
+            if name.endswith(f".{side}") and mover["state"] in states:
                 return int(mover["pid"])
         return None
 
@@ -154,8 +154,8 @@ class LabHost:
         return None if left.pop("attempts") else left
 
     def signal(self, number: signal.Signals, pid: int) -> None:
-        """Send a signal to a process of this host."""
-        self.shell(f"kill -{int(number)} {pid}")
+        """Send a signal to a process of this host; nothing happens if it has ended."""
+        self.machine.run(["bash", "-c", f"kill -{int(number)} {pid}"], PATIENCE)
 
     def report(self) -> str:
         """Everything that was said on this host."""
@@ -168,6 +168,10 @@ class Move:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+
+    def ended(self) -> bool:
+        """Whether it has come to an end."""
+        return self._process.poll() is not None
 
     def end(self, seconds: float = PATIENCE) -> dict[str, Any]:
         """The document that it ended with, be it of success or failure."""
@@ -226,7 +230,8 @@ class LabFleet:
             stack.callback(self._redis.close)
             for host in self.hosts.values():
                 stack.callback(host.close)
-            stack.callback(self.remove_guest)
+            if self.guest:
+                stack.callback(self.remove_guest)
             for move in self._moves:
                 move.close()
 
@@ -245,7 +250,6 @@ class LabFleet:
 
     def new_guest(self, place: str) -> None:
         """A guest that writes, and that the fleet knows."""
-        self.remove_guest()
         self._guests += 1
         self.guest, self.place = f"g{self._guests}", place
         self.hosts[place].ask("start", name=self.guest, memory=MEMORY, dirty_rate=DIRTY_RATE)
@@ -257,9 +261,14 @@ class LabFleet:
         return known is not None and known.host == self.place
 
     def remove_guest(self) -> None:
-        """End it, if there is one."""
-        if self.guest:
-            self.hosts[self.place].ask("stop", name=self.guest)
+        """End it wherever it is, with movers that have it after a failed test."""
+        for host in self.hosts.values():
+            for mover in host.ask("movers").values():
+                host.signal(signal.SIGKILL, mover["pid"])
+        for host in self.hosts.values():
+            left = until(f"the end of attempts on {host.name}", host.left_without_attempts)
+            for name in left["guests"]:
+                host.ask("stop", name=name)
         self.guest = self.place = ""
 
     @property

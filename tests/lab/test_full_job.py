@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.fleet import LabFleet, until
+from tests.lab.fleet import LabFleet, Move, until
 from tests.lab.machine import Machine
 from workers.pairing.contract import Side
 
@@ -56,10 +56,15 @@ def arrived(fleet: LabFleet, report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def held_in_the_bulk_round(fleet: LabFleet, *options: str) -> tuple[Any, int]:
+def held_in_the_bulk_round(fleet: LabFleet, *options: str) -> tuple[Move, int]:
     """A move whose source's mover stopped itself after the first batch; the move, and that mover."""
     move = fleet.move(*OVER_RDMA, *options, fault="stop-at=source.sending")
-    return move, until("the source's stop", lambda: fleet.here.mover(Side.SOURCE, "T"))
+
+    def stopped() -> int | None:
+        assert not move.ended(), move.end()
+        return fleet.here.mover(Side.SOURCE, "T")
+
+    return move, until("the source's stop", stopped)
 
 
 def test_a_guest_moves_to_and_fro_over_rdma_with_pin_all_off_and_on(fleet: LabFleet) -> None:
@@ -90,7 +95,7 @@ def test_a_killed_mover_leaves_the_guest_where_it_was_and_nothing_else(fleet: La
     if side is Side.SOURCE:
         fleet.here.signal(signal.SIGKILL, source)
     else:
-        destination = fleet.there.mover(Side.DESTINATION, "S")
+        destination = fleet.there.mover(Side.DESTINATION)
         assert destination
         fleet.there.signal(signal.SIGKILL, destination)
         fleet.here.signal(signal.SIGCONT, source)
