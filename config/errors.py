@@ -66,7 +66,7 @@ class HostError(DrovewayError):
 
 
 class DeviceError(HostError):
-    """This host has no RDMA device that can be used, or the one in use failed; pyverbs that is missing counts as none."""
+    """This host has no RDMA device that can be used (none without pyverbs, either), or the one in use failed."""
 
     reason = "rdma-device"
 

@@ -242,6 +242,8 @@ class WorkerSettings(_Concern):
     poll_interval: Seconds = 1
     #: Between two looks for migrations whose message was lost or whose worker died.
     reconcile_interval: Annotated[Seconds, Field(ge=1)] = 30
+    #: For the other side's worker to take its message, start its mover and offer; more for hosts under heavy load.
+    pairing_timeout: Annotated[Seconds, Field(ge=5)] = 60
     #: `auto`: console on a terminal, JSON elsewhere.
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

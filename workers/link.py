@@ -28,8 +28,6 @@ from workers.registration.registrar import GRANULE
 from workers.transports.contract import Endpoint
 from workers.transports.open import Opened, open_endpoints
 
-#: Seconds for the other side's worker to take its message, start its mover and offer.
-PAIRING_TIMEOUT = 60.0
 #: Seconds for the transport to connect once both offers are known.
 CONNECT_TIMEOUT = 20.0
 
@@ -54,14 +52,14 @@ def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Lin
             populated = ram.populated().aligned(GRANULE).clipped(ram.size).size
             mine = _offer(migration, ram, opened, lock_limits(), guest.description(), populated)
             migration.pairing.publish(encode(mine))
-            theirs = decode(migration.pairing.await_offer(PAIRING_TIMEOUT))
+            theirs = decode(migration.pairing.await_offer(migration.settings.worker.pairing_timeout))
             link = _connect(migration, opened.endpoints, mine, theirs)
         yield link
 
 
 def await_source(migration: Migration) -> Offer:
     """The destination's first step: the source's offer."""
-    return decode(migration.pairing.await_offer(PAIRING_TIMEOUT))
+    return decode(migration.pairing.await_offer(migration.settings.worker.pairing_timeout))
 
 
 @contextmanager

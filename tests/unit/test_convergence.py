@@ -36,6 +36,13 @@ def test_a_round_that_hardly_helps_is_not_worth_it() -> None:
     assert verdict.ruling is Ruling.SWITCH_OVER, "1000 MiB a second are written, 1000 moved"
 
 
+def test_rounds_that_take_long_beside_their_bytes_are_not_repeated_in_hope() -> None:
+    """Two seconds for a round whose bytes take 10 ms: the next one finds as much again."""
+    rounds = (a_round(0, 1000 * MIB, 1.0), a_round(1, 10 * MIB, 0.01))
+    verdict = judge(rounds, (Survey(100 * MIB, 1.0), Survey(100 * MIB, 3.0)), LIMITS)
+    assert verdict.ruling is Ruling.SWITCH_OVER
+
+
 def test_no_round_is_added_beyond_the_limits_or_for_fixed_costs() -> None:
     bulk = (a_round(0, 1000 * MIB, 1.0),)
     one_round = dataclasses.replace(LIMITS, max_rounds=1)

@@ -89,18 +89,24 @@ def judge(rounds: Sequence[Round], surveys: Sequence[Survey], limits: Limits) ->
     allowed = f"the {limits.downtime * 1e3:.0f} ms allowed"
     if not fits:
         return Verdict(Ruling.CONTINUE, f"{left}, above {allowed}", downtime)
-    if not stalled and downtime > _WORTH_SECONDS and (after := _left_after(surveys, rate)) is not None:
+    if not stalled and downtime > _WORTH_SECONDS and (after := _left_after(rounds[-1], surveys, rate)) is not None:
         return Verdict(Ruling.CONTINUE, f"{left} of {allowed}; another round leaves about {after:.0f} bytes", downtime)
     return Verdict(Ruling.SWITCH_OVER, f"{left} of {allowed}" if remaining else "nothing is left to send", downtime)
 
 
-def _left_after(surveys: Sequence[Survey], rate: float) -> float | None:
-    """Bytes that the guest would write during another round; None unless that is little enough to be worth it."""
+def _left_after(last: Round, surveys: Sequence[Survey], rate: float) -> float | None:
+    """Bytes that the guest would write during another round; None unless that is little enough to be worth it.
+
+    What the last round took beside moving its bytes, the next one takes as well: once that is most of a round, rounds
+    shrink no more (30 of them, until max-rounds, on a machine where each took 2 s to be looked for).
+    """
     before = surveys[-2].at if len(surveys) > 1 else 0.0
     now = surveys[-1]
-    if not rate or now.at <= before:
+    spent = now.at - before
+    if not rate or spent <= 0:
         return None
-    written = now.remaining / (now.at - before) * (now.remaining / rate)
+    beside = max(0.0, spent - last.bytes / rate)
+    written = now.remaining / spent * (now.remaining / rate + beside)
     return written if written <= now.remaining * _WORTH else None
 
 
