@@ -376,6 +376,14 @@ def test_queues_at_their_limit_lose_nothing(guest: MemoryGuest, depth: int) -> N
         assert np.array_equal(landed, noise.reshape(-1, PAGE_SIZE)[::2])
 
 
+def test_a_device_that_cannot_fault_memory_in_says_so(guest: MemoryGuest) -> None:
+    """The agreement refuses `on-demand-paging` by this; beneath it the device itself would."""
+    with pair(guest, on_demand_paging=True) as made:
+        assert made.source.offer()["odp"] is False
+        with pytest.raises(DeviceError, match="Invalid argument"):
+            made.destination.register(RangeTable([(0, MIB)]))
+
+
 def test_more_channels_than_the_device_can_complete_is_refused(guest: MemoryGuest) -> None:
     with Ram(guest.block_files()) as ram, pytest.raises(DeviceError, match="fewer channels"):
         VerbsEndpoint(ram, VerbsSettings("source", device="rxe1", channels=128, depth=1 << 20))
