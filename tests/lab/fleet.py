@@ -66,6 +66,7 @@ class LabHost:
                 "redis.socket_timeout": 60,
                 "host.name": name,
                 "host.address": f"10.7.0.{number}",
+                "worker.pairing_timeout": PATIENCE,
                 "worker.lease": 120,
                 "worker.reconcile_interval": 5,
             },
