@@ -84,7 +84,7 @@ def test_a_guest_moves_through_a_window_of_locked_memory(fleet: LabFleet) -> Non
     for host in fleet.hosts.values():
         pinned = [most for name, most in host.ask("most_pinned").items() if name.startswith(report["migration"])]
         assert pinned
-        assert 0 < max(pinned) <= BUDGET
+        assert 0 < max(pinned) <= BUDGET, pinned
     fleet.assert_whole()
     fleet.assert_nothing_left()
 
@@ -100,7 +100,7 @@ def test_a_killed_mover_leaves_the_guest_where_it_was_and_nothing_else(fleet: La
         fleet.there.signal(signal.SIGKILL, destination)
         fleet.here.signal(signal.SIGCONT, source)
     report = move.end()
-    assert report["state"] == "failed", report
+    assert (report["state"], report["reason"] in ("mover-died", "peer-lost")) == ("failed", True), report
     fleet.assert_whole()
     fleet.assert_nothing_left()
 
@@ -145,4 +145,4 @@ def test_the_guests_check_sees_writes_that_did_not_arrive(fleet: LabFleet) -> No
     completed(fleet, *OVER_RDMA, fault="drop-final-dirty")
     report = fleet.here.ask("oracle", name=fleet.guest, full=True)
     fleet.remove_guest()
-    assert report["corrupt"] > 0
+    assert report["corrupt"] > 0, report
