@@ -94,7 +94,8 @@ def _lockable(host: HostRecord, asked: Mapping[str, bool], guest: GuestRecord) -
     if asked.get("rdma-pin-all") and host.memlock is not None and host.memlock < guest.memory:
         raise RefusedError(
             f"rdma-pin-all locks the {guest.memory} bytes of {guest.guest}, the workers of {host.host} may lock"
-            f" {host.memlock}; raise LimitMEMLOCK there or set rdma-pin-all off.",
+            f" {host.memlock}: {guest.memory - host.memlock} are missing; raise LimitMEMLOCK there or set"
+            " rdma-pin-all off.",
             "memory-lock",
         )
 
