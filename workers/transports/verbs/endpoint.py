@@ -163,7 +163,7 @@ class VerbsEndpoint:
         except LinkLostError as error:
             raise PeerLostError(
                 f"no packet of {size} bytes passes from {self._choice.port} to the destination ({error}): check "
-                "the MTU of switches and interfaces in between"
+                "the MTU of switches and interfaces in between, and UDP port 4791; or set transport=tcp"
             ) from None
 
     # --- memory -------------------------------------------------------------------------------------------------------
