@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tests.benchmarks.rdma import droveway, qemu
 from tests.benchmarks.rdma.contestants import CONTESTANTS, WATCHED, Contestant
-from tests.benchmarks.rdma.downtime import moves
 from tests.benchmarks.rdma.memory import Pinned, allocated, make_cold, make_guest, same
 from tests.benchmarks.rdma.posting import fill_cost, post_cost
 
@@ -43,8 +42,12 @@ def main() -> None:
         for guest in guests.values():
             guest.unlink()
         (_SHM / "cold.ram").unlink()
-    for move in moves(arguments.moves) if arguments.moves else ():
-        _say("move", **move)
+    if arguments.moves:
+        # Here, since Celery and all that comes with it takes half a minute to import on an emulated processor.
+        from tests.benchmarks.rdma.downtime import moves
+
+        for move in moves(arguments.moves):
+            _say("move", **move)
 
 
 def _run(how: Contestant, guest: Path, watch: Callable[[int, int], None] | None) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from workers.transports.contract import Writes
 from workers.transports.verbs.library import Verbs
 from workers.transports.verbs.memory import scratch_page
-from workers.transports.verbs.offer import VerbsOffer
+from workers.transports.verbs.offer import MAX_CHANNELS, VerbsOffer
 from workers.transports.verbs.ports import all_ports, choose
 from workers.transports.verbs.queue_pairs import QueuePairs
 from workers.transports.verbs.work_requests import LENGTH, WriteRequests
@@ -43,13 +43,22 @@ def post_cost() -> float:
             writes = _writes(remote.buf, remote.rkey)
             requests, keys = WriteRequests(verbs), [local.lkey] * LENGTH
 
+            posted = done = 0
+
+            def post() -> None:
+                nonlocal posted
+                first = (posted + 1) * MAX_CHANNELS
+                source.pairs[0].qp.post_send(requests.fill(local.buf, writes, keys, first, MAX_CHANNELS))
+                posted += LENGTH
+
             def drain() -> None:
-                while source.pairs[0].outstanding:
+                nonlocal done
+                while done < posted:
                     for one in source.collect():
                         assert not one.status, f"a write failed with status {one.status}"
-                        source.pairs[0].complete(one.sequence)
+                        done = one.sequence
 
-            cost = _cost(lambda: source.post(0, requests, local.buf, writes, keys), drain)
+            cost = _cost(post, drain)
             source.stop()
             destination.stop()
             return cost
