@@ -54,7 +54,8 @@ class Hand:
         """By `migration.epoch.side`: process and its state as in /proc/PID/stat, of the movers that live."""
         found = {}
         for path in self._state_dir.glob("movers/[!.]*/pid"):
-            pid = json.loads(path.read_text())["pid"]
+            said = _text(path)  # nothing when the attempt is just being removed
+            pid = json.loads(said)["pid"] if said else None
             if stat := _text(Path(f"/proc/{pid}/stat")):
                 found[path.parent.name] = {"pid": pid, "state": stat.rpartition(")")[2].split()[0]}
         return found
