@@ -67,7 +67,7 @@ class QueuePair:
             row = sequence - 1 - (last - len(writes))
             if 0 <= row < len(writes):
                 return f"a write of {int(writes.length[row])} bytes from guest memory {int(writes.start[row]):#x}"
-        return "a transfer between the scratch pages"
+        return "the transfer that shows that writes arrive"
 
 
 class QueuePairs:
