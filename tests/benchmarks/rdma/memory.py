@@ -55,13 +55,14 @@ class Pinned:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        #: Rows of (seconds, the source's bytes, the destination's).
+        #: Rows of (seconds, the source's bytes, the destination's), each as soon as one was seen to differ.
         self.series: list[tuple[float, int, int]] = []
 
     def look(self, source: int, destination: int) -> None:
         """Note what these processes have pinned now."""
-        at = round(time.monotonic() - self._began, 3)
-        self.series.append((at, _vm_pin(source), _vm_pin(destination)))
+        now = _vm_pin(source), _vm_pin(destination)
+        if not self.series or self.series[-1][1:] != now:
+            self.series.append((round(time.monotonic() - self._began, 3), *now))
 
 
 def _vm_pin(pid: int) -> int:
