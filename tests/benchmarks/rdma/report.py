@@ -7,6 +7,7 @@ round to the next the machine may become twice as fast, because of what else it 
 from __future__ import annotations
 
 import random
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -139,17 +140,22 @@ def table(results: Results) -> str:
     """The README's table, in Markdown."""
     machine, rounds = results["machine"], len(seconds(results, "dynamic"))
     loads = Spread.of([run["host_load"] for run in results["runs"] if run["round"]])
+    machine_words = (
+        f"({machine['cpus']} processors, Linux {machine['kernel']}, soft-RoCE, QEMU {machine['qemu']}, "
+        f"rdma-core {machine['rdma-core']})"
+    )
     lines = [
-        f"{MEMORY >> 20} MiB of random memory, a destination that has none of it yet, both in one emulated machine",
-        f"({machine['cpus']} processors, Linux {machine['kernel']}, soft-RoCE, QEMU {machine['qemu']},",
-        f"rdma-core {machine['rdma-core']}); {rounds} interleaved rounds, host load",
-        f"{loads.low:.0f} to {loads.high:.0f} (`make bench-rdma`, {results['date']}):",
+        _paragraph(
+            f"{MEMORY >> 20} MiB of random memory, a destination that has none of it yet, both in one emulated machine "
+            f"{machine_words}; {rounds} interleaved rounds, host load {loads.low:.0f} to {loads.high:.0f} "
+            f"(`make bench-rdma`, {results['date']}):"
+        ),
         "",
         "| | seconds, median | range | MiB/s | pinned at most: source, destination |",
         "|---|---|---|---|---|",
     ]
     lines += [_row(results, name) for name in _LABELS]
-    return "\n".join([*lines, "", *_notes(results)])
+    return "\n".join([*lines, "", _notes(results)])
 
 
 def _row(results: Results, name: str) -> str:
@@ -161,19 +167,23 @@ def _row(results: Results, name: str) -> str:
     return f"| {_LABELS[name]} | {taken.median:.2f} | {taken.low:.2f}-{taken.high:.2f} | {rate:.0f} | {pinned} |"
 
 
-def _notes(results: Results) -> list[str]:
+def _notes(results: Results) -> str:
     posting = results["posting"]
     native, emulated = posting["native"], posting["post"]
-    lines = [
-        f"A request of a list of 64 takes {native:.2f} µs to fill natively: at 1 MiB chunks that allows",
-        f"{gigabits(native):,.0f} Gb/s. In the emulated machine it takes {posting['fill']:.1f}, and",
-        f"{emulated:.0f} with posting, soft-RoCE's own work included: {gigabits(emulated):.0f} Gb/s.",
-    ]
+    text = (
+        f"Filling a request of a list of 64 takes {native:.2f} µs natively, which alone would allow "
+        f"{gigabits(native):,.0f} Gb/s at 1 MiB a request. In the emulated machine it takes {posting['fill']:.1f}, and "
+        f"{emulated:.0f} with posting, soft-RoCE's own work included: {gigabits(emulated):,.0f} Gb/s."
+    )
     if results["moves"]:
         off, on = (Spread.of(side) for side in downtimes(results))
-        lines.append(
-            f"Downtime of a guest under write load over `verbs`, {len(results['moves']) // 2} moves each: "
+        text += (
+            f" Downtime of a guest under write load over `verbs`, {len(results['moves']) // 2} moves each: "
             f"{on.median * 1e3:.0f} ms with `rdma-pin-all` ({on.low * 1e3:.0f}-{on.high * 1e3:.0f}), "
             f"{off.median * 1e3:.0f} without ({off.low * 1e3:.0f}-{off.high * 1e3:.0f})."
         )
-    return lines
+    return _paragraph(text)
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
