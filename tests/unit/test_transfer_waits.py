@@ -40,7 +40,9 @@ class Silent:
 
 
 class Straight:
-    """A policy that registers nothing."""
+    """A policy that registers nothing, and so takes nothing back."""
+
+    takes_back = False
 
     def writes(self, batches: list[RangeTable]) -> list[Writes]:
         return [

@@ -17,6 +17,8 @@ class RegistrationPolicy(Protocol):
     """One policy, for one migration, on the source."""
 
     kind: ClassVar[str]
+    #: Whether it takes registrations back while a round goes on; the caller then promises more, see `writes`.
+    takes_back: ClassVar[bool]
 
     def prepare(self, batches: Iterable[RangeTable]) -> Iterable[RangeTable]:
         """Before the bulk round: see the batches that it will send, and hand them back for `writes`.
@@ -28,11 +30,11 @@ class RegistrationPolicy(Protocol):
     def writes(self, batches: Iterable[RangeTable]) -> Iterator[Writes]:
         """Writes that together cover `batches` of one round, each registered on both sides by the time it is yielded.
 
-        What the caller promises, and a policy that takes registrations back relies on:
-        - before it posts what it got, it flushes what it got the time before;
+        What the caller promises:
+        - where the policy `takes_back` registrations, before it posts what it got, it flushes what it got before;
         - it posts what it got before it asks for more, so that registering runs beside these writes; or drops it, when
           it wanted no more than the registration.
-        So when it asks for more, the last that it got may be in flight, and everything before lies in the destination's
-        memory; when it begins another round, everything does.
+        So when it asks such a policy for more, the last that it got may be in flight, and everything before lies in the
+        destination's memory; when it begins another round, everything does.
         """
         ...

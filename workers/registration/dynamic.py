@@ -23,6 +23,7 @@ class Dynamic:
     """Register ahead, write behind."""
 
     kind: ClassVar[str] = "dynamic"
+    takes_back: ClassVar[bool] = False
 
     def __init__(self, registrar: Registrar, chunk_size: int) -> None:
         self._registrar = registrar

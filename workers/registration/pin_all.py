@@ -24,6 +24,7 @@ class PinAll:
     """Lock first, then write."""
 
     kind: ClassVar[str] = "pin-all"
+    takes_back: ClassVar[bool] = False
 
     def __init__(self, registrar: Registrar, chunk_size: int) -> None:
         self._registrar = registrar

@@ -27,6 +27,7 @@ class Windowed:
     """Register ahead, write behind, release what lies longest."""
 
     kind: ClassVar[str] = "windowed"
+    takes_back: ClassVar[bool] = True
 
     def __init__(self, registrar: Registrar, chunk_size: int, budget: int) -> None:
         """`budget` in bytes, at least 8 granules; chunks larger than an eighth of it are cut."""

@@ -22,6 +22,8 @@ from workers.transports.contract import Endpoint, Writes
 #: Bytes surveyed, registered and posted at a time: 16 chunks of 1 MiB. Smaller batches cost round trips, larger ones
 #: delay the destination's digesting, which runs one batch behind.
 BATCH = 16 << 20
+#: Bytes posted without a wait at most, where nothing needs one: a transport blocks where no cancel is heard soon after.
+_UNSETTLED = 64 << 20
 #: How often a wait looks up to see whether it was cancelled, in seconds.
 _LOOK_UP = 0.2
 
@@ -77,12 +79,17 @@ class Transfer:
         """The same, from batches that were surveyed already. `total` is the round's size, zero pages included."""
         began = time.monotonic()
         sent, unsaid = 0, EMPTY
+        # Waiting after each batch lets the destination digest it and a policy take registrations back; else it would
+        # only leave the link idle.
+        most = 0 if self._digests is not None or self._policy.takes_back else _UNSETTLED
         for writes in self._policy.writes(batches):
-            self._settle(unsaid)
+            if unsaid.size + writes.size > most:
+                self._settle(unsaid)
+                unsaid = EMPTY
             if kind != "final":  # the guest is paused then: nobody gains from being slow
                 self._sleep(self._pacer.delay(writes.size, time.monotonic()))
             self._endpoint.post(writes)
-            unsaid = _ranges(writes)
+            unsaid |= _ranges(writes)
             sent += writes.size
             self._progress(sent, total)
         self._settle(unsaid)
