@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -43,8 +44,8 @@ class RegisteredMemory:
         self._domain = domain
         self._ram = ram
         self._writable, self._on_demand = writable, on_demand
-        # Asked once: a worker that no limit binds would read /proc for each of thousands of requests.
-        self._limited = lock_limit() is not None and not on_demand
+        self._limits: tuple[int, tuple[int, int]] | None = None
+        self._limited = False
         self._access = flags.IBV_ACCESS_LOCAL_WRITE | flags.IBV_ACCESS_REMOTE_WRITE if writable else 0
         self._access |= flags.IBV_ACCESS_ON_DEMAND if on_demand else 0
         self._regions: dict[int, tuple[Any, PageRange]] = {}
@@ -59,7 +60,7 @@ class RegisteredMemory:
         Raises MemoryLockError, HostError; then nothing of this call stays registered.
         """
         wanted = list(ranges)
-        if self._limited:
+        if not self._on_demand and self._is_limited():
             self._refuse_too_much(sum(found.size for found in wanted))
         if self._writable and not self._on_demand:
             self._make_pages(wanted, still_wanted)
@@ -97,6 +98,13 @@ class RegisteredMemory:
         self._regions[key] = region, found
         self._keys[found.start // PAGE_SIZE : -(-found.end // PAGE_SIZE)] = region.lkey
         return RemoteRegion(found.start, found.end, address, key)
+
+    def _is_limited(self) -> bool:
+        """Whether a limit binds us. Looking costs 24 ms in an emulated machine: too much for thousands of requests."""
+        now = os.geteuid(), resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if now != self._limits:
+            self._limits, self._limited = now, lock_limit() is not None
+        return self._limited
 
     def _refuse_too_much(self, asked: int) -> None:
         """Before the first page is populated: pages of a RAM file cannot be given back once they exist."""
