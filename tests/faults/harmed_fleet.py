@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from config.errors import DrovewayError, UnreachableError
 from config.settings import RedisSettings
@@ -26,6 +27,7 @@ from tasks.reconcile import reconcile
 from tasks.records import MigrationRecord
 from tasks.requests import admit, cancel, submit
 from tests.redis_server import RedisServer
+from tests.until import until as wait_until
 from workers.attempt import Attempt
 from workers.guests.contract import RunState
 from workers.guests.memory import MemoryGuest
@@ -41,17 +43,7 @@ SEVERAL_ROUNDS = {"downtime-limit": 16, "max-rounds": 4, "on-stall": "force"}
 
 _names = (f"g{number}" for number in itertools.count(1))
 
-
-Found = TypeVar("Found")
-
-
-def until(what: str, look: Callable[[], Found | None], seconds: float = PATIENCE) -> Found:
-    """The first thing that `look` finds; fails naming `what` when it finds nothing in time."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.02)
-    return found
+until = partial(wait_until, seconds=PATIENCE)
 
 
 class HarmedFleet:

@@ -12,17 +12,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, Self, TextIO
 
 from config.settings import load_settings
 from tasks.ledger.ledger import Ledger
 from tests.lab.machine import HOST_IN_GUEST, LAB, REPOSITORY, SHARE_IN_GUEST, Machine, Running
 from tests.redis_server import RedisServer
+from tests.until import until as wait_until
 from workers.pairing.contract import Side
 
 #: Seconds in which anything that is going to happen has happened, on a machine that emulates two others.
@@ -41,16 +41,7 @@ _STARTED_THERE = (
 #: A guest may be paused for as long as an emulated processor takes. Each round costs one a second, whatever its size.
 _PARAMETERS = {"downtime-limit": "2s", "max-rounds": "4", "on-stall": "force"}
 
-Found = TypeVar("Found")
-
-
-def until(what: str, look: Callable[[], Found | None], seconds: float = PATIENCE) -> Found:
-    """The first thing that `look` finds; fails naming `what` when it finds nothing in time."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.1)
-    return found
+until = partial(wait_until, seconds=PATIENCE, every=0.1)
 
 
 class LabHost:
