@@ -44,8 +44,8 @@ class RegisteredMemory:
         self._domain = domain
         self._ram = ram
         self._writable, self._on_demand = writable, on_demand
-        self._limits: tuple[int, tuple[int, int]] | None = None
-        self._limited = False
+        self._limit: int | None = None
+        self._limit_as_of: tuple[int, tuple[int, int]] | None = None
         self._access = flags.IBV_ACCESS_LOCAL_WRITE | flags.IBV_ACCESS_REMOTE_WRITE if writable else 0
         self._access |= flags.IBV_ACCESS_ON_DEMAND if on_demand else 0
         self._regions: dict[int, tuple[Any, PageRange]] = {}
@@ -60,7 +60,7 @@ class RegisteredMemory:
         Raises MemoryLockError, HostError; then nothing of this call stays registered.
         """
         wanted = list(ranges)
-        if not self._on_demand and self._is_limited():
+        if not self._on_demand:
             self._refuse_too_much(sum(found.size for found in wanted))
         if self._writable and not self._on_demand:
             self._make_pages(wanted, still_wanted)
@@ -99,17 +99,13 @@ class RegisteredMemory:
         self._keys[found.start // PAGE_SIZE : -(-found.end // PAGE_SIZE)] = region.lkey
         return RemoteRegion(found.start, found.end, address, key)
 
-    def _is_limited(self) -> bool:
-        """Whether a limit binds us. Looking costs 24 ms in an emulated machine: too much for thousands of requests."""
-        now = os.geteuid(), resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        if now != self._limits:
-            self._limits, self._limited = now, lock_limit() is not None
-        return self._limited
-
     def _refuse_too_much(self, asked: int) -> None:
         """Before the first page is populated: pages of a RAM file cannot be given back once they exist."""
-        limit = lock_limit()
-        if limit is not None and pinned_memory() + asked > limit:
+        # Whether a limit binds us is looked up in 24 ms in an emulated machine: too much for thousands of requests.
+        now = os.geteuid(), resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if now != self._limit_as_of:
+            self._limit_as_of, self._limit = now, lock_limit()
+        if self._limit is not None and pinned_memory() + asked > self._limit:
             raise _refused(asked, errno.ENOMEM)
 
     def remove(self, regions: Iterable[RemoteRegion]) -> None:
