@@ -236,7 +236,7 @@ def test_stop_waits_for_a_write_that_a_tracker_holds_and_the_guest_answers_meanw
 
 
 def descriptors(guest: MemoryGuest) -> list[str]:
-    """What the guest has open. It accepts and closes connections meanwhile: one may go between the list and the look."""
+    """What the guest has open. It closes connections meanwhile: one may go between the list and the look."""
     links = []
     for descriptor in Path(f"/proc/{guest.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from config.errors import (
@@ -19,8 +21,12 @@ from config.errors import (
     RemoteAccessError,
 )
 from tests.requirements import missing
+from workers.ranges import PAGE_SIZE
+from workers.transports.contract import Writes
 from workers.transports.verbs.completions import MAY_BE_A_DYING_PEER, MEANINGS, Status, name_failure
 from workers.transports.verbs.offer import QueuePairName, VerbsOffer, decode_offer
+from workers.transports.verbs.post_send import PostSend
+from workers.transports.verbs.work_requests import LENGTH, SIGNAL_EVERY, WriteRequests
 
 OFFER = VerbsOffer(
     device="mlx5_0",
@@ -165,28 +171,55 @@ def test_loading_pyverbs_leaves_the_root_logger_alone(pyverbs: None) -> None:
     assert said.strip() == f"[] {30}"
 
 
-def test_requests_are_reused_and_end_where_the_list_ends(pyverbs: None) -> None:
-    """In a process of its own: how such structures are freed differs between versions of pyverbs."""
-    said = in_python(
-        "import numpy as np\n"
-        "from workers.transports.contract import Writes\n"
-        "from workers.transports.verbs.library import Verbs\n"
-        "from workers.transports.verbs.work_requests import LENGTH, SIGNAL_EVERY, WriteRequests\n"
-        "verbs = Verbs(); requests = WriteRequests(verbs)\n"
-        "def batch(n):\n"
-        "    at = np.arange(n, dtype=np.int64) * 4096\n"
-        "    return Writes(at, np.full(n, 4096), at + 7, np.full(n, 9, np.uint64))\n"
-        "for n in (1, 2, 17, LENGTH):\n"
-        "    head = requests.fill(1 << 20, batch(n), [5] * n, 1000, 128)\n"
-        "    work, seen, signalled = head, 0, []\n"
-        "    for place in range(LENGTH - n, LENGTH):\n"
-        "        work, sge = requests._works[place], requests._sges[place]\n"
-        "        row = place - (LENGTH - n)\n"
-        "        assert (sge.addr, sge.length, sge.lkey) == ((1 << 20) + 4096 * row, 4096, 5)\n"
-        "        assert work.wr_id == 1000 + 128 * row\n"
-        "        signalled.append(bool(work.send_flags & verbs.enums.IBV_SEND_SIGNALED))\n"
-        "    assert head is requests._works[LENGTH - n]\n"
-        "    assert signalled[-1] and sum(signalled) == -(-n // SIGNAL_EVERY), signalled\n"
-        "print('ok')"
+def test_requests_are_reused_and_end_where_the_list_ends() -> None:
+    """Walked as the device's library walks it: from the head along `next`, each request's `sg_list` on its way."""
+    requests = WriteRequests()
+    for count in (1, 2, 17, LENGTH):
+        at = np.arange(count, dtype=np.int64) * PAGE_SIZE
+        batch = Writes(at, np.full(count, PAGE_SIZE), at + 7, np.full(count, 9, np.uint64))
+        head = requests.fill(1 << 20, batch, np.full(count, 5, np.uint32), 1000, 128)
+        signalled = []
+        for row in range(count):
+            work = SendWr.from_address(head)
+            sge = Sge.from_address(work.sg_list)
+            assert (sge.addr, sge.length, sge.lkey) == ((1 << 20) + PAGE_SIZE * row, PAGE_SIZE, 5)
+            assert (work.wr_id, work.num_sge, work.opcode) == (1000 + 128 * row, 1, 0)
+            assert (work.remote_addr, work.rkey) == (PAGE_SIZE * row + 7, 9)
+            signalled.append(work.send_flags == 2)
+            head = work.next
+        assert not head
+        assert signalled[-1]
+        assert sum(signalled) == -(-count // SIGNAL_EVERY), signalled
+
+
+class Sge(ctypes.Structure):
+    """struct ibv_sge, infiniband/verbs.h."""
+
+    _fields_ = (("addr", ctypes.c_uint64), ("length", ctypes.c_uint32), ("lkey", ctypes.c_uint32))
+
+
+class SendWr(ctypes.Structure):
+    """struct ibv_send_wr up to what an RDMA write needs, infiniband/verbs.h."""
+
+    _fields_ = (
+        ("wr_id", ctypes.c_uint64),
+        ("next", ctypes.c_uint64),
+        ("sg_list", ctypes.c_uint64),
+        ("num_sge", ctypes.c_int),
+        ("opcode", ctypes.c_int),
+        ("send_flags", ctypes.c_uint),
+        ("imm_data", ctypes.c_uint32),
+        ("remote_addr", ctypes.c_uint64),
+        ("rkey", ctypes.c_uint32),
     )
-    assert said.strip() == "ok"
+
+
+class NotAQueuePair:
+    """An object with a queue pair's properties, and no pointer to one."""
+
+    qp_num, qp_state, qp_type = 17, 3, 2
+
+
+def test_a_layout_that_is_not_known_is_an_error_and_no_crash() -> None:
+    with pytest.raises(DeviceError, match="report both versions"):
+        PostSend(NotAQueuePair(), 3)

@@ -16,20 +16,20 @@ from workers.transports.verbs.ports import all_ports, choose
 from workers.transports.verbs.queue_pairs import QueuePairs
 from workers.transports.verbs.work_requests import LENGTH, WriteRequests
 
-_LISTS = 15  # in a queue of 1024
+_LISTS = 3  # in a queue of 1024
 _REPEATS = 20
 
 
 def fill_cost() -> float:
-    """Microseconds a request to fill a list of 64. Needs pyverbs, but no device."""
-    requests = WriteRequests(Verbs())
+    """Microseconds a request to fill a list of 256."""
+    requests = WriteRequests()
     writes = _writes(0, 0)
-    keys = [1] * LENGTH
+    keys = np.ones(LENGTH, np.uint32)
     return _cost(lambda: requests.fill(0, writes, keys, 1, 128), lambda: None)
 
 
 def post_cost() -> float:
-    """Microseconds a request to fill a list of 64 and post it. rxe has written these 8 bytes each by then."""
+    """Microseconds a request to fill a list of 256 and post it. rxe has written these 8 bytes each by then."""
     verbs, choice = Verbs(), choose(all_ports())
     with (
         closing(QueuePairs(verbs, choice, 1, LENGTH * (_LISTS + 1))) as source,
@@ -41,14 +41,14 @@ def post_cost() -> float:
             source.connect(_offer(destination), 1)
             destination.connect(_offer(source), 1)
             writes = _writes(remote.buf, remote.rkey)
-            requests, keys = WriteRequests(verbs), [local.lkey] * LENGTH
+            requests, keys = WriteRequests(), np.full(LENGTH, local.lkey, np.uint32)
 
             posted = done = 0
 
             def post() -> None:
                 nonlocal posted
                 first = (posted + 1) * MAX_CHANNELS
-                source.pairs[0].qp.post_send(requests.fill(local.buf, writes, keys, first, MAX_CHANNELS))
+                source.post(0, requests.fill(local.buf, writes, keys, first, MAX_CHANNELS))
                 posted += LENGTH
 
             def drain() -> None:

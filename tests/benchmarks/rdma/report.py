@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks.rdma.contestants import MEMORY, PIN_BUDGET
+from workers.transports.verbs.work_requests import LENGTH
 
 _CHUNK_BITS = (1 << 20) * 8
 _LABELS = {
@@ -171,7 +172,7 @@ def _notes(results: Results) -> str:
     posting = results["posting"]
     native, emulated = posting["native"], posting["post"]
     text = (
-        f"Filling a request of a list of 64 takes {native:.2f} µs natively, which alone would allow "
+        f"Filling a request of a list of {LENGTH} takes {native:.2f} µs natively, which alone would allow "
         f"{gigabits(native):,.0f} Gb/s at 1 MiB a request. In the emulated machine it takes {posting['fill']:.1f}, and "
         f"{emulated:.0f} with posting, soft-RoCE's own work included: {gigabits(emulated):,.0f} Gb/s."
     )

@@ -41,6 +41,7 @@ from workers.ram import Ram, RamBlock
 from workers.ranges import PAGE_SIZE, RangeTable
 from workers.transports.contract import RemoteRegion, Writes
 from workers.transports.verbs import VerbsEndpoint, VerbsSettings
+from workers.transports.verbs.offer import MAX_CHANNELS
 
 SIZE = 16 * MIB
 PATIENCE = 60.0
@@ -198,9 +199,10 @@ def test_a_local_key_that_the_device_does_not_know(guest: MemoryGuest) -> None:
     """Only a defect of ours could post it, so it is posted beneath the check."""
     with pair(guest) as made:
         region = register(made, 0, MIB)
-        made.source._device.post(
-            0, made.source._requests, made.source_ram.address, write(region, 0, PAGE_SIZE), PAGE_SIZE, [0xDEAD00]
-        )
+        bad, device = write(region, 0, PAGE_SIZE), made.source._device
+        first = device.expect(0, bad, PAGE_SIZE)
+        unknown = np.array([0xDEAD00], np.uint32)
+        device.post(0, made.source._requests[0].fill(made.source_ram.address, bad, unknown, first, MAX_CHANNELS))
         error = flushed(made)
         assert type(error) is LocalProtectionError, error
 

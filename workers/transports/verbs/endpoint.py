@@ -4,8 +4,11 @@
                  in flight ◄─ completions ◄─ [device]
                  send/receive ◄─── control connection, its thread ───► send/receive
 
-No thread of ours touches the device: whoever posts or waits polls it. What the peer says, and that it died, comes over
+No thread of ours watches the device: whoever posts or waits polls it. What the peer says, and that it died, comes over
 the control connection, which two living hosts never lose at the same time as each other's memory.
+
+A card moves the data while we go on. Soft-RoCE moves it on the processor that posts, so there the channels are shared
+out among several threads.
 """
 
 from __future__ import annotations
@@ -16,14 +19,16 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from config.errors import DrovewayError, LinkLostError, PeerError, PeerLostError, SettingsError
+from config.errors import DeviceError, DrovewayError, LinkLostError, PeerError, PeerLostError, SettingsError
 from workers.ram import Ram
 from workers.ranges import RangeTable
 from workers.transports.contract import RemoteRegion, Writes
@@ -84,6 +89,8 @@ class VerbsEndpoint:
         self._settings = settings
         self._source = settings.role == "source"
         self._closing = contextlib.ExitStack()
+        self._posting = threading.Lock()
+        self._waiting = threading.Lock()
         self._polling = threading.Lock()
         self._waking = threading.Lock()
         self._closed = False
@@ -103,14 +110,17 @@ class VerbsEndpoint:
             )
             self._device = QueuePairs(verbs, self._choice, settings.channels, settings.depth)
             self._closing.callback(self._device.close)
-            self._requests = WriteRequests(verbs) if self._source else None
+            hands = min(settings.channels, os.cpu_count() or 1) if self._choice.port.software else 1
+            self._requests = [WriteRequests() for _ in range(hands)]
+            self._threads = ThreadPoolExecutor(hands, "post")
+            self._closing.callback(self._threads.shutdown)
             self._memory = RegisteredMemory(
                 verbs, self._device.domain, ram, writable=not self._source, on_demand=settings.on_demand_paging
             )
             self._closing.callback(self._memory.close)
             self._page, self._scratch = scratch_page(verbs, self._device.domain)
             self._closing.callback(self._scratch.close)
-            self._request = ScratchRequest(verbs, self._scratch)
+            self._request = ScratchRequest(self._scratch.buf, self._scratch.lkey)
             self._closing.callback(self._device.stop)
             self._control = Control(settings, self._wake_up)
         except BaseException:
@@ -188,32 +198,61 @@ class VerbsEndpoint:
         self._control.check()
         if not len(writes):
             return
-        if not self._channels or self._requests is None:
+        if not self._channels or not self._source:
             raise ValueError("only a connected source posts writes")
         if int(writes.start.min()) < 0 or int((writes.start + writes.length).max()) > self._ram.size:
             raise ValueError(f"writes of bytes outside of the guest's memory of {self._ram.size} bytes")
-        for channel, part, size in self._plan(writes):
-            keys = self._memory.local_keys(part.start, part.length).tolist()
-            room = partial(self._has_room, channel, len(part), size)
-            if not room():
-                self._wait(room)
-            with self._polling:
-                self._device.post(channel, self._requests, self._ram.address, part, size, keys)
-                self._in_flight += size
+        lanes = self._lanes(writes)
+        shares = [lanes[number :: len(self._requests)] for number in range(len(self._requests))]
+        with self._posting:
+            others = [
+                self._threads.submit(self._post_in_turn, requests, share)
+                for requests, share in zip(self._requests[1:], shares[1:], strict=True)
+                if share
+            ]
+            try:
+                self._post_in_turn(self._requests[0], shares[0])
+            finally:
+                wait(others)
+            for one in others:
+                one.result()
 
-    def _plan(self, writes: Writes) -> Iterator[tuple[int, Writes, int]]:
-        """Lists of writes and their bytes. What goes to one address takes one channel, and so stays in order."""
+    def _lanes(self, writes: Writes) -> list[Iterator[_List]]:
+        """Lists for each channel. What goes to one address takes one channel, and so stays in order."""
         rows = cut(joined(writes))
+        keys = self._memory.local_keys(rows.start, rows.length)
         channel = rows.remote_address // STRIPE % self._channels
         most = max(STRIPE, self._settings.in_flight_limit // 4)  # the next list is made while others are on their way
-        lanes = [
-            _lists(select_rows(rows, np.flatnonzero(channel == number)), self._length, most)
-            for number in range(self._channels)
-        ]
+        lanes = []
+        for number in range(self._channels):
+            index = np.flatnonzero(channel == number)
+            if len(index):
+                lanes.append(_lists(number, select_rows(rows, index), keys[index], self._length, most))
+        return lanes
+
+    def _post_in_turn(self, requests: WriteRequests, lanes: list[Iterator[_List]]) -> None:
         for turn in zip_longest(*lanes):
-            for number, found in enumerate(turn):
-                if found is not None:
-                    yield number, *found
+            for found in filter(None, turn):
+                self._post(requests, found)
+
+    def _post(self, requests: WriteRequests, found: _List) -> None:
+        room = partial(self._has_room, found.channel, len(found.writes), found.size)
+        self._control.check()
+        while True:
+            with self._polling:
+                if room():
+                    first = self._device.expect(found.channel, found.writes, found.size)
+                    self._in_flight += found.size
+                    break
+            self._wait(room)
+        try:
+            self._device.post(
+                found.channel,
+                requests.fill(self._ram.address, found.writes, found.local_keys, first, MAX_CHANNELS),
+            )
+        except DeviceError as error:  # what was counted will never complete
+            self._control.fail(error)
+            raise
 
     @property
     def _length(self) -> int:
@@ -258,25 +297,26 @@ class VerbsEndpoint:
 
     def _wait(self, done: Callable[[], bool], deadline: float | None = None) -> bool:
         """Poll until `done`, or the time is out (False). Raises the failure once there is one."""
-        while True:
-            with self._polling:
-                self._collect()
-                if done():
-                    return True
-                self._device.arm()
-                self._collect()  # what ended before it was armed makes no event
-                if done():
-                    return True
-            self._control.check()
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1e3
-            poll = select.poll()
-            poll.register(self._device.descriptor, select.POLLIN)
-            poll.register(self._wake, select.POLLIN)
-            if not poll.poll(left):
-                return False
-            with self._polling:
-                self._device.acknowledge()
-            self._control.check()
+        with self._waiting:  # of two who wait, one could take the event that the other was about to wait for
+            while True:
+                with self._polling:
+                    self._collect()
+                    if done():
+                        return True
+                    self._device.arm()
+                    self._collect()  # what ended before it was armed makes no event
+                    if done():
+                        return True
+                self._control.check()
+                left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1e3
+                poll = select.poll()
+                poll.register(self._device.descriptor, select.POLLIN)
+                poll.register(self._wake, select.POLLIN)
+                if not poll.poll(left):
+                    return False
+                with self._polling:
+                    self._device.acknowledge()
+                self._control.check()
 
     def _collect(self) -> None:
         """Take what ended into account. Called with `_polling` held. Raises the failure, once there is one."""
@@ -313,7 +353,7 @@ class VerbsEndpoint:
     def close(self) -> None:
         """Hang up, stop the device, deregister everything."""
         self._control.close()  # from here on `_collect` raises, so that nobody polls what is taken down
-        with self._polling, self._waking:
+        with self._posting, self._polling, self._waking:
             self._closing.close()
             self._closed = True
 
@@ -323,12 +363,22 @@ class VerbsEndpoint:
                 os.eventfd_write(self._wake, 1)
 
 
-def _lists(rows: Writes, length: int, size: int) -> Iterator[tuple[Writes, int]]:
-    """Consecutive rows, at most `length` of them and `size` bytes together, or one row; and their bytes."""
+class _List(NamedTuple):
+    """Writes that are posted at once on one channel, the local key of each, and their bytes together."""
+
+    channel: int
+    writes: Writes
+    local_keys: npt.NDArray[np.uint32]
+    size: int
+
+
+def _lists(channel: int, rows: Writes, keys: npt.NDArray[np.uint32], length: int, most: int) -> Iterator[_List]:
+    """Consecutive rows, at most `length` of them and `most` bytes together, or one row."""
     total = np.cumsum(rows.length)
     at = 0
     while at < len(rows):
         done = int(total[at - 1]) if at else 0
-        upto = max(at + 1, min(at + length, int(np.searchsorted(total, done + size, "right"))))
-        yield select_rows(rows, slice(at, upto)), int(total[upto - 1]) - done
+        upto = max(at + 1, min(at + length, int(np.searchsorted(total, done + most, "right"))))
+        part = slice(at, upto)
+        yield _List(channel, select_rows(rows, part), keys[part], int(total[upto - 1]) - done)
         at = upto

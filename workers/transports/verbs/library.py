@@ -1,12 +1,11 @@
 """pyverbs, imported when it is first needed, whichever rdma-core it came with: the only file that imports it.
 
-Bridged from rdma-core 39 to 64: the enums moved (`pyverbs.enums` until 58, `pyverbs.libibverbs_enums` from 50 on), a
-completion channel shows its descriptor only since 57, and a work request its scatter list since about then.
+Bridged from rdma-core 39 to 64: the enums moved (`pyverbs.enums` until 58, `pyverbs.libibverbs_enums` from 50 on), and
+a completion channel shows its descriptor only since 57.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import threading
@@ -31,9 +30,9 @@ class Verbs:
         """Raises DeviceError when pyverbs is not installed, or not for this Python."""
         try:
             with _importing, _root_logging_kept():
-                device, pd, cq, qp, mr, wr, addr, error = (
+                device, pd, cq, qp, mr, addr, error = (
                     importlib.import_module(f"pyverbs.{name}")
-                    for name in ("device", "pd", "cq", "qp", "mr", "wr", "addr", "pyverbs_error")
+                    for name in ("device", "pd", "cq", "qp", "mr", "addr", "pyverbs_error")
                 )
                 enums = _enums()
         except ImportError as reason:
@@ -43,7 +42,6 @@ class Verbs:
         self.Context, self.PD, self.MR = device.Context, pd.PD, mr.MR
         self.CompChannel, self.CQ = cq.CompChannel, cq.CQ
         self.QP, self.QPAttr, self.QPCap, self.QPInitAttr = qp.QP, qp.QPAttr, qp.QPCap, qp.QPInitAttr
-        self.SGE, self.SendWR = wr.SGE, wr.SendWR
         self.AHAttr, self.GID, self.GlobalRoute = addr.AHAttr, addr.GID, addr.GlobalRoute
         self.Error: type[Exception] = error.PyverbsError
         self.RDMAError: type[Exception] = error.PyverbsRDMAError
@@ -92,22 +90,3 @@ def _event_descriptors() -> set[int]:
         except OSError:  # the listing's own descriptor is gone by now
             continue
     return found
-
-
-class Sge(ctypes.Structure):
-    """struct ibv_sge, for those versions in which a work request shows where its own is."""
-
-    _fields_ = (("addr", ctypes.c_uint64), ("length", ctypes.c_uint32), ("lkey", ctypes.c_uint32))
-
-
-def own_sge(verbs: Verbs, work: Any) -> Any:
-    """What to set `addr`, `length` and `lkey` of, to have them in `work`'s own scatter list from then on.
-
-    Making a new SGE and request for each write costs 20 times what setting these three does (2.3 against 0.11 µs).
-    """
-    try:
-        return Sge.from_address(work.sg_list)
-    except AttributeError:  # it cannot be read there, but it can be pointed at one; such versions never free either
-        sge = verbs.SGE(0, 0, 0)
-        work.sg_list = sge
-        return sge

@@ -25,13 +25,17 @@ class Gid:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One port of one device as sysfs shows it, below `path`. `state` is ACTIVE, DOWN, INIT…; `ethernet` means RoCE."""
+    """One port of one device as sysfs shows it, below `path`. `state` is ACTIVE, DOWN, INIT…; `ethernet` means RoCE.
+
+    `software`: soft-RoCE (rxe), which has no card and moves the data on the processor of whoever posts.
+    """
 
     device: str
     number: int
     state: str
     ethernet: bool
     lid: int
+    software: bool
     path: Path
 
     def __str__(self) -> str:
@@ -123,6 +127,7 @@ def _port(device: str, path: Path) -> Port:
         _text(path / "state").partition(": ")[2],
         _text(path / "link_layer") == "Ethernet",
         int(_text(path / "lid") or "0", 16),
+        (path.parent.parent / "parent").exists(),  # rxe's own attribute: the network interface that it borrows
         path,
     )
 

@@ -6,6 +6,7 @@ completion says nothing else that could be relied on.
 
 from __future__ import annotations
 
+import os
 import secrets
 import select
 from collections import deque
@@ -18,7 +19,8 @@ from workers.transports.contract import Writes
 from workers.transports.verbs.library import Verbs, with_descriptor
 from workers.transports.verbs.offer import MAX_CHANNELS, MTUS, QueuePairName, VerbsOffer
 from workers.transports.verbs.ports import Choice
-from workers.transports.verbs.work_requests import ScratchRequest, WriteRequests
+from workers.transports.verbs.post_send import PostSend
+from workers.transports.verbs.work_requests import ScratchRequest
 
 #: 4.096 µs · 2^18 = 1.07 s until a packet is sent again, 6 times: a link may be away for 6 to 8 s (8.2 s measured on
 #: soft-RoCE). Never 7 times: that means for ever on some devices (soft-RoCE among them).
@@ -38,8 +40,9 @@ class Completion(NamedTuple):
 class QueuePair:
     """One reliable queue pair and what is outstanding on it: posted and not known to be completed."""
 
-    def __init__(self, qp: Any, psn: int) -> None:
+    def __init__(self, qp: Any, psn: int, post_send: PostSend) -> None:
         self.qp = qp
+        self.post_send = post_send
         self.name = QueuePairName(qp.qp_num, psn)
         self.posted = 0
         self.completed = 0
@@ -110,7 +113,8 @@ class QueuePairs:
         kind = verbs.QPInitAttr(
             qp_type=flags.IBV_QPT_RC, scq=self._completions, rcq=self._completions, sq_sig_all=0, cap=cap
         )
-        pair = QueuePair(self._kept(verbs.QP(self.domain, kind)), secrets.randbits(24))
+        qp = self._kept(verbs.QP(self.domain, kind))
+        pair = QueuePair(qp, secrets.randbits(24), PostSend(qp, self.context.cmd_fd))
         attributes = verbs.QPAttr(port_num=self._choice.port.number)
         attributes.qp_access_flags = flags.IBV_ACCESS_REMOTE_WRITE | flags.IBV_ACCESS_REMOTE_READ
         pair.qp.to_init(attributes)
@@ -173,15 +177,21 @@ class QueuePairs:
 
     # --- working ------------------------------------------------------------------------------------------------------
 
-    def post(
-        self, channel: int, requests: WriteRequests, base: int, writes: Writes, size: int, local_keys: list[int]
-    ) -> None:
-        """Hand 1 to LENGTH writes of `size` bytes to the device; the caller saw to it that there is room."""
+    def expect(self, channel: int, writes: Writes, size: int) -> int:
+        """Count a list of writes of `size` bytes before it is posted; the id of its first request."""
         pair = self.pairs[channel]
         first = (pair.posted + 1) * MAX_CHANNELS + channel
-        self._post(pair, requests.fill(base, writes, local_keys, first, MAX_CHANNELS))
         pair.posted += len(writes)
         pair.lists.append((pair.posted, writes, size))
+        return first
+
+    def post(self, channel: int, head: int) -> None:
+        """Hand a list that was counted to the device. Raises DeviceError. One thread at a time for each channel."""
+        refused = self.pairs[channel].post_send(head)
+        if refused:
+            raise DeviceError(
+                f"{self._choice.port} could not be given work ({os.strerror(refused)}); look at the kernel log"
+            )
 
     def post_scratch(
         self, channel: int, request: ScratchRequest, size: int, remote: tuple[int, int], *, read: bool
@@ -189,14 +199,10 @@ class QueuePairs:
         """One transfer between the scratch pages. Raises DeviceError."""
         pair = self.pairs[channel]
         number = (pair.posted + 1) * MAX_CHANNELS + channel
-        self._post(pair, (request.read if read else request.write)(size, remote, number))
+        self.post(channel, (request.read if read else request.write)(size, remote, number))
         pair.posted += 1
         if read:
             pair.fenced = pair.posted
-
-    def _post(self, pair: QueuePair, head: Any) -> None:
-        with self._translated("given work"):
-            pair.qp.post_send(head)
 
     def collect(self) -> Iterator[Completion]:
         """What ended since the last look. Raises DeviceError."""
