@@ -217,7 +217,7 @@ class VerbsEndpoint:
             for one in others:
                 one.result()
 
-    def _lanes(self, writes: Writes) -> list[Iterator[_List]]:
+    def _lanes(self, writes: Writes) -> list[list[_List]]:
         """Lists for each channel. What goes to one address takes one channel, and so stays in order."""
         rows = cut(joined(writes))
         keys = self._memory.local_keys(rows.start, rows.length)
@@ -227,10 +227,10 @@ class VerbsEndpoint:
         for number in range(self._channels):
             index = np.flatnonzero(channel == number)
             if len(index):
-                lanes.append(_lists(number, select_rows(rows, index), keys[index], self._length, most))
+                lanes.append(list(_lists(number, select_rows(rows, index), keys[index], self._length, most)))
         return lanes
 
-    def _post_in_turn(self, requests: WriteRequests, lanes: list[Iterator[_List]]) -> None:
+    def _post_in_turn(self, requests: WriteRequests, lanes: list[list[_List]]) -> None:
         for turn in zip_longest(*lanes):
             for found in filter(None, turn):
                 self._post(requests, found)

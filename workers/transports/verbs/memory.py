@@ -1,7 +1,8 @@
 """Guest memory registered with the device: populated first, then pinned, one region a range.
 
 Populating dominates: fresh pages cost 2.6 to 5.5 ms per MiB on soft-RoCE, pinning pages that exist 0.05 (measured).
-pyverbs holds Python's lock all the while, so the pages are made first, by madvise, which does not, in several threads.
+pyverbs holds Python's lock all the while, so the pages are made first, by calls which do not: fallocate gives them to
+the file, madvise maps them, one piece beside the next. madvise alone took a fifth longer, in as many threads.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import mmap
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from config.errors import DeviceError, HostError, MemoryLockError
-from workers.ram import Ram
+from workers.ram import Extent, Ram
 from workers.ranges import PAGE_SIZE, PageRange
 from workers.registration.limits import lock_limit, pinned_memory
 from workers.transports.contract import RemoteRegion
@@ -27,6 +28,7 @@ from workers.transports.verbs.library import Verbs
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 #: One call populates at most this much: between two the work can be stopped, and threads share it out.
 _STEP = 8 << 20
@@ -76,9 +78,13 @@ class RegisteredMemory:
 
     def _make_pages(self, ranges: Iterable[PageRange], still_wanted: Callable[[], None]) -> None:
         """Make the pages exist. Raises HostError when this host has no memory left."""
-        pieces = [(self._ram.address + piece.start, piece.size) for piece in _pieces(ranges)]
-        made = [self._threads.submit(_populate, *piece) for piece in pieces]
+        made: list[Future[None]] = []
         try:
+            for piece in _pieces(ranges):
+                still_wanted()
+                for extent in self._ram.extents(piece.start, piece.end):
+                    _allocate(extent)
+                made.append(self._threads.submit(_populate, self._ram.address + piece.start, piece.size))
             for one in made:
                 one.result()
                 still_wanted()
@@ -131,14 +137,26 @@ class RegisteredMemory:
         return keys
 
 
+def _allocate(extent: Extent) -> None:
+    """Not posix_fallocate: where the file system knows no such call that one writes to the file instead."""
+    if _libc.fallocate(extent.fd, 0, extent.offset, extent.size):
+        number = ctypes.get_errno()
+        if number not in (errno.EOPNOTSUPP, errno.EINTR):  # populating will do it, only slower
+            raise _no_memory(extent.size, number)
+
+
 def _populate(address: int, size: int) -> None:
     if _libc.madvise(address, size, _MADV_POPULATE_WRITE):
         number = ctypes.get_errno()
         if number != errno.EINVAL:  # a kernel before 5.14: registering populates, only slower
-            raise HostError(
-                f"{size} bytes of guest memory cannot be populated ({os.strerror(number)}): free memory on this host, "
-                "or give its RAM directory more space"
-            )
+            raise _no_memory(size, number)
+
+
+def _no_memory(size: int, number: int) -> HostError:
+    return HostError(
+        f"{size} bytes of guest memory cannot be populated ({os.strerror(number)}): free memory on this host, or give "
+        "its RAM directory more space"
+    )
 
 
 def _pieces(ranges: Iterable[PageRange]) -> Iterator[PageRange]:
