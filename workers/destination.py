@@ -24,7 +24,7 @@ from workers.ram import Ram
 from workers.registration.limits import LockLimits, lock_limits
 from workers.rounds.incoming import Incoming
 
-#: Seconds for which a source whose connection stands may say nothing: a batch of 16 MiB paced to 1 MiB/s takes 16.
+#: Seconds for which a source whose connection stands may say nothing: a chunk of 1 MiB paced to 100 KiB/s takes 10.
 _SILENCE = 120.0
 
 

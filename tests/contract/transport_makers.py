@@ -132,7 +132,9 @@ def tls_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Itera
 def verbs_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Iterator[Pair]:
     """Over the lab's wire: rxe1 on veth1 is the source's, rxe2 on veth2 the destination's (tests/lab/network)."""
     with closing(make_ram()) as source_ram, closing(make_ram()) as destination_ram:
-        settings = VerbsSettings("source", channels=2, device="rxe1", in_flight_limit=in_flight_limit)
+        settings = VerbsSettings(
+            "source", channels=2, device="rxe1", in_flight_limit=in_flight_limit, posting_threads=2
+        )
         source = VerbsEndpoint(source_ram, settings)
         destination = VerbsEndpoint(destination_ram, VerbsSettings("destination", channels=3, device="rxe2"))
         with closing(source), closing(destination):

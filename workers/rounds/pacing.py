@@ -9,7 +9,7 @@ _BURST_SECONDS = 0.1
 def batch_size(rate: float, most: int, chunk_size: int) -> int:
     """Bytes to send at a time under a limit of `rate` bytes/s: what passes in a burst's time, at least a chunk.
 
-    With the usual 16 MiB a limit of 8 MiB/s would be kept only on average: two seconds of silence, then a burst.
+    With the usual 32 MiB a limit of 16 MiB/s would be kept only on average: two seconds of silence, then a burst.
     """
     return max(chunk_size, min(most, int(rate * _BURST_SECONDS)) if rate else most)
 

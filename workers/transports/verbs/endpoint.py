@@ -57,7 +57,8 @@ class VerbsSettings(ControlSettings):
 
     Shapes: `channels` queue pairs, 1 to 128 (the smaller of both sides' counts); `device`, `port`, `gid_index` as the
     settings' `[rdma]`, None chooses; `address` this host's on the data network, by which a GID is chosen;
-    `in_flight_limit` bytes, at least 1 MiB; `depth` requests outstanding per queue pair, at least 2.
+    `in_flight_limit` bytes, at least 1 MiB; `depth` requests outstanding per queue pair, at least 2; `posting_threads`
+    at least 1, None is one a processor on soft-RoCE, and one on a card, which needs no more.
     """
 
     channels: int = 1
@@ -68,6 +69,7 @@ class VerbsSettings(ControlSettings):
     on_demand_paging: bool = False
     in_flight_limit: int = _IN_FLIGHT
     depth: int = _DEPTH
+    posting_threads: int | None = None
 
     def __post_init__(self) -> None:
         """Raises SettingsError."""
@@ -110,9 +112,9 @@ class VerbsEndpoint:
             )
             self._device = QueuePairs(verbs, self._choice, settings.channels, settings.depth)
             self._closing.callback(self._device.close)
-            hands = min(settings.channels, os.cpu_count() or 1) if self._choice.port.software else 1
-            self._requests = [WriteRequests() for _ in range(hands)]
-            self._threads = ThreadPoolExecutor(hands, "post")
+            threads = settings.posting_threads or (os.cpu_count() or 1 if self._choice.port.software else 1)
+            self._requests = [WriteRequests() for _ in range(min(settings.channels, threads))]
+            self._threads = ThreadPoolExecutor(len(self._requests), "post")
             self._closing.callback(self._threads.shutdown)
             self._memory = RegisteredMemory(
                 verbs, self._device.domain, ram, writable=not self._source, on_demand=settings.on_demand_paging
