@@ -1,9 +1,10 @@
-"""`droveway guest`: the memory guests of this host, for trying things out and for tests."""
+"""`droveway guest`: the guests of this host, virtual machines and memory guests."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ from tasks.ledger.ledger import Ledger
 from tasks.records import GuestRecord, LocalGuest
 from workers.guests.memory import MemoryGuest
 from workers.guests.memory_spec import PATTERNS, MemoryGuestSpec
+from workers.guests.qemu.guest import QemuGuest
+from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving
 from workers.handover.machine import Entry
 from workers.settle import highest_epochs
@@ -51,43 +54,61 @@ SIZE, RATE = _Quantity(BYTES), _Quantity(BYTES_PER_SECOND)
 
 @click.group(cls=SettingsGroup)
 def command() -> None:
-    """Memory guests: processes with a working set that check their own memory all the time.
+    """The guests of this host: virtual machines (QEMU), and memory guests.
 
-    They stand in for virtual machines: to try a fleet out, to measure it, and to find out whether a move harms memory.
+    A memory guest is a process with a working set that checks its own memory all the time. It stands in for a virtual
+    machine: to try a fleet out, to measure it, and to find out whether a move harms memory.
     """
 
 
 @command.command()
-@click.argument("name")
-@click.option("--memory", type=SIZE, required=True, metavar="SIZE", help="Like 1G or 512M; a multiple of 4 KiB.")
+@click.argument("name", metavar="NAME|FILE.toml")
+@click.option("--memory", type=SIZE, metavar="SIZE", help="Like 1G or 512M; a multiple of 4 KiB.")
 @click.option("--dirty-rate", type=RATE, default="0", metavar="RATE", help="What it writes in a second, like 200M.")
 @click.option("--pattern", type=click.Choice(PATTERNS), default="random", show_default=True, help="Where it writes.")
 @click.option("--used", type=float, default=0.8, show_default=True, help="The part of the memory it ever touches.")
 @json_option
 @click.pass_context
 def start(
-    context: click.Context, name: str, memory: int, dirty_rate: int, pattern: str, used: float, as_json: bool
+    context: click.Context,
+    name: str,
+    memory: int | None,
+    dirty_rate: int,
+    pattern: str,
+    used: float,
+    as_json: bool,
 ) -> None:
-    """Start a guest on this host.
+    """Start a guest on this host: a virtual machine from a file, or a memory guest from the options.
 
-    It is a process of its own and outlives this command and every worker.
+    It is a process of its own and outlives this command and every worker. What a file may say is shown in
+    ops/examples/vm.toml.
 
     \b
     Examples:
+      droveway guest start vm.toml
       droveway guest start web --memory 1G --dirty-rate 200M
       droveway guest start db --memory 4G --dirty-rate 1Gbit/s --pattern hot --used 0.5
     """
     invocation = invocation_of(context)
-    spec = MemoryGuestSpec(check_name("guest", name), memory, dirty_rate, pattern, used)
-    warning = _refuse_double(invocation, name)
     make_directories(invocation.settings)
-    guest = invocation.guests.start(spec)
+    guest: MemoryGuest | QemuGuest
+    if name.endswith(".toml"):
+        machine = QemuGuestSpec.from_file(Path(name))
+        warning = _refuse_double(invocation, machine.name)
+        guest = invocation.guests.start_qemu(machine)
+    else:
+        if memory is None:
+            raise RequestError("a memory guest needs --memory; a virtual machine a file that ends in .toml.")
+        spec = MemoryGuestSpec(check_name("guest", name), memory, dirty_rate, pattern, used)
+        warning = _refuse_double(invocation, name)
+        guest = invocation.guests.start(spec)
     warning = warning or _announced(invocation, guest)
     if as_json:
-        said = {"guest": name, "host": invocation.settings.host.name, "pid": guest.pid, "spec": spec.to_json()}
+        host = invocation.settings.host.name
+        said = {"guest": guest.name, "host": host, "pid": guest.pid, "spec": guest.spec.to_json()}
         click.echo(json.dumps(said | {"warning": warning}))
         return
-    click.echo(f"guest {name} runs on {invocation.settings.host.name} as process {guest.pid}")
+    click.echo(f"guest {guest.name} runs on {invocation.settings.host.name} as process {guest.pid}")
     if warning:
         click.echo(f"droveway: {warning}", err=True)
 
@@ -104,7 +125,7 @@ def _refuse_double(invocation: Invocation, name: str) -> str | None:
     return None
 
 
-def _announced(invocation: Invocation, guest: MemoryGuest) -> str | None:
+def _announced(invocation: Invocation, guest: MemoryGuest | QemuGuest) -> str | None:
     """Tell the fleet; a warning when it cannot be told."""
     try:
         with invocation.ledger() as ledger:
@@ -114,7 +135,7 @@ def _announced(invocation: Invocation, guest: MemoryGuest) -> str | None:
     return None
 
 
-def announce(ledger: Ledger, settings: Settings, guest: MemoryGuest) -> None:
+def announce(ledger: Ledger, settings: Settings, guest: MemoryGuest | QemuGuest) -> None:
     """Tell the fleet of a guest that was just started. Raises UnreachableError."""
     epoch = highest_epochs(settings.host.state_dir).get(guest.name, 0)
     ledger.announce(settings.host.name, LocalGuest(guest.name, guest.spec.memory, epoch))

@@ -7,16 +7,22 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from config.errors import HostError, RefusedError, RequestError
 from workers.guests.contract import Guest, RunState
 from workers.guests.memory import DEFAULT_RAM_DIR, MemoryGuest, incoming_memory_guest, start_memory_guest
 from workers.guests.memory_spec import MemoryGuestSpec
+from workers.guests.qemu.guest import QemuGuest, incoming_qemu_guest, start_qemu_guest
+from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving, last_line
 
-_OPEN: Mapping[str, Callable[[Path], Guest]] = {MemoryGuest.kind: MemoryGuest}
-_INCOMING: Mapping[str, Callable[[Path, Path, dict[str, Any]], Guest]] = {MemoryGuest.kind: incoming_memory_guest}
+_OPEN: Mapping[str, Callable[[Path], Guest]] = {MemoryGuest.kind: MemoryGuest, QemuGuest.kind: QemuGuest}
+_INCOMING: Mapping[str, Callable[[Path, Path, dict[str, Any]], Guest]] = {
+    MemoryGuest.kind: incoming_memory_guest,
+    QemuGuest.kind: incoming_qemu_guest,
+}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +49,21 @@ class LocalGuests:
         self._ram_dir = ram_dir
 
     def start(self, spec: MemoryGuestSpec) -> MemoryGuest:
-        """Start a memory guest. Raises as `start_memory_guest`, and RefusedError (`unresolved`, `busy`).
+        """Start a memory guest. Raises as `start_memory_guest`, and RefusedError (`unresolved`, `busy`)."""
+        return self._born(spec.name, lambda: start_memory_guest(self._state_dir, self._ram_dir, spec))
 
-        A journal that ends with a guest of this name that left must say that this is another one, or it may not run.
-        """
-        if last_line(self._state_dir, spec.name) is None:
-            return start_memory_guest(self._state_dir, self._ram_dir, spec)
-        with driving(self._state_dir, spec.name) as journal:
-            if not self.holds(spec.name):
+    def start_qemu(self, spec: QemuGuestSpec) -> QemuGuest:
+        """Start a virtual machine. Raises as `start_qemu_guest`, and RefusedError (`unresolved`, `busy`)."""
+        return self._born(spec.name, lambda: start_qemu_guest(self._state_dir, self._ram_dir, spec))
+
+    def _born(self, name: str, start: Callable[[], _T]) -> _T:
+        """A journal that ends with a guest of this name that left must say that this is another, or it may not run."""
+        if last_line(self._state_dir, name) is None:
+            return start()
+        with driving(self._state_dir, name) as journal:
+            if not self.holds(name):
                 journal.bear()
-            return start_memory_guest(self._state_dir, self._ram_dir, spec)
+            return start()
 
     def incoming(self, description: dict[str, Any]) -> Guest:
         """Start the incoming twin of a guest, of whatever kind this host can run.

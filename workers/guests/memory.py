@@ -7,7 +7,6 @@ It is the demo, the load of the benchmarks, and the witness of the fault tests. 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import select
@@ -18,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from config.errors import HostError, RefusedError, RequestError
+from config.errors import HostError, RequestError
 from workers.guests.contract import RunState
 from workers.guests.control import Reply, ask, check_path
 from workers.guests.memory_spec import MemoryGuestSpec
+from workers.guests.places import last_line, make_directory, make_ram, ram_path
 from workers.guests.process_identity import ProcessIdentity
 from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
@@ -192,62 +192,19 @@ def _start(state_dir: Path, ram_dir: Path, spec: MemoryGuestSpec, *, incoming: b
     directory = state_dir.resolve() / "guests" / spec.name
     check_path(directory / "control")
     with contextlib.ExitStack() as undo:
-        _make_directory(directory)
+        make_directory(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        ram = _ram_path(ram_dir, directory)
+        ram = ram_path(ram_dir, directory)
         (directory / "guest.json").write_text(
             json.dumps({"kind": MemoryGuest.kind, "spec": spec.to_json(), "ram": str(ram)})
         )
-        _make_ram(ram, spec)
+        make_ram(ram, spec.memory, used=spec.used_bytes)
         undo.callback(ram.unlink, missing_ok=True)
         undo.callback(_end_half_started, directory)
         _spawn(directory, incoming)
         guest = MemoryGuest(directory)
         undo.pop_all()
     return guest
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        raise RefusedError(
-            f"a guest named {directory.name} is on this host already: stop it, or choose another name", "guest-exists"
-        ) from None
-    except OSError as error:
-        raise HostError(f"{directory} cannot be made ({error.strerror}): give this user the state directory") from None
-
-
-def _ram_path(ram_dir: Path, directory: Path) -> Path:
-    """Named after guest and host: several hosts may share one machine, and its /dev/shm."""
-    host = hashlib.sha256(os.fsencode(directory.parent)).hexdigest()[:12]
-    return ram_dir.resolve() / f"droveway-{host}-{directory.name}.ram"
-
-
-def _make_ram(path: Path, spec: MemoryGuestSpec) -> None:
-    """An empty RAM file, all holes."""
-    try:
-        free = os.statvfs(path.parent)
-        if (available := free.f_bavail * free.f_frsize) < spec.used_bytes:
-            raise HostError(
-                f"guest {spec.name} needs {spec.used_bytes} bytes in {path.parent}, which has {available} left: "
-                "make room, enlarge it, or choose another RAM directory"
-            )
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise HostError(f"the RAM file {path} is there already, left by an earlier guest: remove it first") from None
-    except OSError as error:
-        raise HostError(
-            f"the RAM file {path} cannot be made ({error.strerror}): choose another RAM directory"
-        ) from None
-    try:
-        os.ftruncate(descriptor, spec.memory)
-    except OSError as error:
-        path.unlink()
-        raise HostError(f"the RAM file {path} cannot have {spec.memory} bytes ({error.strerror})") from None
-    finally:
-        os.close(descriptor)
 
 
 def _spawn(directory: Path, incoming: bool) -> None:
@@ -286,13 +243,8 @@ def _await_ready(process: subprocess.Popen[bytes], directory: Path, answer: int)
         said = f"it said nothing for {START_SECONDS:g} s".encode()
     process.wait()
     if said != b"ready":
-        reason = said.decode(errors="replace") or _last_line(directory / "log")
+        reason = said.decode(errors="replace") or last_line(directory / "log")
         raise HostError(f"guest {directory.name} did not start: {reason}")
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it ended without a word")
 
 
 def _end_half_started(directory: Path) -> None:

@@ -1,0 +1,88 @@
+/*
+ * A virtual machine's own witness: it rewrites memory at a chosen rate, page by page, and checks every page first.
+ *
+ * witness MIB RATE: works on MIB mebibytes and writes RATE of them a second (0: it only checks). About fifty times a
+ * second it says on the console how far it is. A page holds its number, how often it was written, and words that follow
+ * from both, with their sum at the end; how often it was written is kept elsewhere too, so that an old page is found out.
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { PAGE = 4096, WORDS = PAGE / 8, PER_MIB = (1 << 20) / PAGE, AT_ONCE = 256, AT_LEAST = 16 };
+
+static void fill(uint64_t *page, uint64_t number, uint64_t writes)
+{
+	uint64_t word = (number << 32 | writes) * 0x9e3779b97f4a7c15u, sum = 0;
+
+	page[0] = number;
+	page[1] = writes;
+	for (int i = 2; i < WORDS - 1; i++) {
+		word += 0x9e3779b97f4a7c15u;
+		sum += page[i] = word ^ word >> 29;
+	}
+	page[WORDS - 1] = sum + number + writes * 31;
+}
+
+static int is_good(const uint64_t *page, uint64_t number, uint64_t writes)
+{
+	uint64_t sum = 0;
+
+	for (int i = 2; i < WORDS - 1; i++)
+		sum += page[i];
+	return page[0] == number && page[1] == writes && page[WORDS - 1] == sum + number + writes * 31;
+}
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+int main(int argc, char **argv)
+{
+	const uint64_t pages = argc == 3 ? strtoull(argv[1], 0, 10) * PER_MIB : 0;
+	const double rate = argc == 3 ? strtod(argv[2], 0) * PER_MIB : 0;
+	uint64_t *memory = mmap(0, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint32_t *writes = calloc(pages, sizeof(*writes));
+	uint64_t tick = 0, bad = 0, written = 0, checked = 0, at = 0;
+
+	if (!pages || memory == MAP_FAILED || !writes) {
+		puts("witness: no memory");
+		return 1;
+	}
+	for (uint64_t page = 0; page < pages; page++)
+		fill(memory + page * WORDS, page, 0);
+
+	const double began = now();
+	double next = began;
+	for (;;) {
+		const double time = now();
+		const uint64_t due = (time - began) * rate;
+
+		if (time >= next) {
+			printf("tick=%lu bad=%lu written=%lu checked=%lu\n", tick++, bad, written, checked);
+			fflush(stdout);
+			next = time + 0.02;
+		}
+		for (int done = 0; done < AT_ONCE && (done < AT_LEAST || written < due); done++) {
+			uint64_t *page = memory + at * WORDS;
+
+			bad += !is_good(page, at, writes[at]);
+			checked++;
+			if (written < due) {
+				fill(page, at, ++writes[at]);
+				written++;
+			} else if (!is_good(page, at, writes[at])) {
+				fill(page, at, writes[at]); /* counted once, not once a round */
+			}
+			at = at + 1 == pages ? 0 : at + 1;
+		}
+		if (written >= due)
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, 0);
+	}
+}

@@ -1,0 +1,82 @@
+"""Virtual machines for tests: the lab's kernel, an initrd with a witness that checks its memory, and what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tests.requirements import missing
+from tests.until import until
+from workers.guests.qemu.guest import QemuGuest
+from workers.guests.qemu.spec import QemuGuestSpec
+
+_LAB = Path(__file__).resolve().parents[2] / ".lab"
+_SAID = re.compile(r"tick=(\d+) bad=(\d+) written=(\d+) checked=(\d+)\r?$")
+#: An emulated boot takes 2 s on an idle core.
+_BOOT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One line of the witness; `bad` pages were not as it had left them."""
+
+    tick: int
+    bad: int
+    written: int
+    checked: int
+
+
+def vm_spec(name: str, *, mib: int = 32, rate: int = 10, **more: Any) -> QemuGuestSpec:
+    """A machine of 128 MiB whose witness works on `mib` of them and writes `rate` MiB a second."""
+    if not (_LAB / "vm-initrd").exists() or shutil.which("qemu-system-x86_64") is None:
+        missing("no QEMU, or nothing for it to boot (`make lab` prepares both)")
+    if os.geteuid():
+        missing("a system call can only be made inside QEMU by root")
+    shape = {"name": name, "memory": "128M", "accel": "tcg", "kernel": str(_LAB / "linux")}
+    shape |= {"initrd": str(_LAB / "vm-initrd"), "append": f"console=ttyS0 quiet mib={mib} rate={rate}"}
+    return QemuGuestSpec.from_json(shape | more)
+
+
+class Console:
+    """All that a guest's console says across its moves, each host's QEMU a part of it."""
+
+    def __init__(self) -> None:
+        self._parts: list[BinaryIO] = []
+
+    def follow(self, guest: QemuGuest) -> None:
+        """After each move; the log can be read to its end although its directory is gone by then."""
+        self._parts.append(guest.places.console_log.open("rb"))
+
+    def said(self) -> list[Said]:
+        """The witness's whole lines. One that a move cut in two, a half on each host, is whole again."""
+        text = ""
+        for part in self._parts:
+            part.seek(0)
+            text += part.read().decode("utf-8", "replace")
+        return _said(text)
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def said(guest: QemuGuest) -> list[Said]:
+    """What the witness said on this host, whole lines only."""
+    return _said(guest.console_log())
+
+
+def _said(text: str) -> list[Said]:
+    lines = text.split("\n")[:-1]
+    return [Said(*map(int, found.groups())) for line in lines if (found := _SAID.fullmatch(line))]
+
+
+def await_ticks(guest: QemuGuest, more: int) -> list[Said]:
+    """Wait until the witness has said so much more than now."""
+    wanted = len(said(guest)) + more
+    return until(
+        f"{guest.name}'s witness", lambda: found if len(found := said(guest)) >= wanted else None, _BOOT_SECONDS
+    )

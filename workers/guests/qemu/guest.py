@@ -1,0 +1,280 @@
+"""An unmodified QEMU as the stages see it: we move its RAM, which is a shared file; it moves its device state itself.
+
+On its host it is a directory, `STATE/guests/NAME/`, with guest.json (shape, RAM file, binary), pid, the sockets monitor
+and status (QMP) and console, console.log and log, and a RAM file in `ram_dir`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from config.errors import HostError, RequestError
+from workers.guests.contract import RunState
+from workers.guests.control import check_path
+from workers.guests.places import make_directory, make_ram, ram_path
+from workers.guests.process_identity import ProcessIdentity
+from workers.guests.qemu.command import RAM_ID, Places, command_line
+from workers.guests.qemu.injection import userfaultfd_in
+from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.spec import QemuGuestSpec
+from workers.ram import BlockFile, RamBlock
+from workers.ranges import PAGE_SIZE
+
+BINARY = "qemu-system-x86_64"
+START_SECONDS = 60.0
+QUIT_SECONDS = 10.0
+#: QEMU's own stream: device state and ROMs, 0.3 to 1 MiB, with a used framebuffer up to 17.
+_STATE_SECONDS = 60.0
+#: Its default of 128 MiB/s would lengthen the pause.
+_BANDWIDTH = 10 << 30
+_PAUSED = frozenset({"paused", "prelaunch", "postmigrate", "finish-migrate", "save-vm", "restore-vm"})
+
+
+class QemuGuest:
+    """A handle on one QEMU of this host; implements `workers.guests.contract.Guest`."""
+
+    kind: ClassVar[str] = "qemu"
+    kernel_writes: ClassVar[bool] = True
+
+    def __init__(self, directory: Path) -> None:
+        """Take hold of the guest in this directory. Raises HostError when its description cannot be read."""
+        self._directory = directory
+        try:
+            made = json.loads((directory / "guest.json").read_bytes())
+            self.spec = QemuGuestSpec.from_json(made["spec"])
+            self.places = Places(str(made["binary"]), Path(made["ram"]), directory)
+        except (OSError, ValueError, KeyError, TypeError, RequestError) as error:
+            raise HostError(
+                f"{directory} does not describe a QEMU guest ({error}): remove it if no guest is to be there"
+            ) from None
+        self.name = self.spec.name
+        self._process = ProcessIdentity.read(directory / "pid")
+        self._monitor: Monitor | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process whose page tables hold the guest's RAM. Raises HostError when it is gone."""
+        return self._living().pid
+
+    def block_files(self) -> list[BlockFile]:
+        """One block, QEMU's memory backend."""
+        self._living()
+        return [BlockFile(RamBlock(RAM_ID, self.spec.memory), self.places.ram)]
+
+    def status(self) -> RunState:
+        """Whether it runs. Raises HostError also in a state that is none of ours (a guest that panicked)."""
+        self._living()
+        with Monitor(self.name, self.places.status) as monitor:
+            said = monitor.execute("query-status")["status"]
+        if said in _PAUSED:
+            return RunState.PAUSED
+        try:
+            return RunState(said)
+        except ValueError:
+            raise HostError(f"guest {self.name} is {said}: it can be moved when it runs again") from None
+
+    def stop(self) -> None:
+        """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns."""
+        self._moving().execute("stop")
+
+    def cont(self) -> None:
+        """Resume. Harmless when already running."""
+        self._moving().execute("cont")
+
+    def drain(self) -> None:
+        """Wait until no disk writes to guest memory: an empty transaction drains all of them (QEMU to date)."""
+        self._moving().execute("transaction", actions=[])
+
+    def save_state(self) -> bytes:
+        """QEMU's own migration stream of the paused guest, without the RAM."""
+        monitor = self._moving()
+        _set_up(monitor)
+        with _stream(monitor) as ours:
+            chunks: list[bytes] = []
+            reader = threading.Thread(target=lambda: chunks.extend(iter(lambda: ours.recv(1 << 20), b"")))
+            reader.start()
+            monitor.execute("migrate", uri="fd:stream")
+            try:
+                _await_completed(monitor)
+            except HostError:
+                ours.shutdown(socket.SHUT_RDWR)
+                raise
+            finally:
+                reader.join(_STATE_SECONDS)
+        return b"".join(chunks)
+
+    def load_state(self, state: bytes) -> None:
+        """Give an incoming guest its device state; it stays paused. Raises HostError when QEMU cannot load it."""
+        monitor = self._moving()
+        _set_up(monitor)
+        with _stream(monitor) as ours:
+            monitor.execute("migrate-incoming", uri="fd:stream")
+            with contextlib.suppress(OSError):  # QEMU tells below why it took no more
+                ours.sendall(state)
+                ours.shutdown(socket.SHUT_WR)
+            _await_completed(monitor)
+
+    def userfaultfd(self) -> int:
+        """A userfaultfd made inside QEMU, as a descriptor of ours; QEMU keeps none."""
+        return userfaultfd_in(self.pid)
+
+    def description(self) -> dict[str, Any]:
+        """What a destination needs to start the incoming twin."""
+        self._living()
+        return {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
+
+    def quit(self) -> None:
+        """End the guest for good and remove its RAM file and directory. Harmless when already gone."""
+        if ProcessIdentity.read(self._directory / "pid") != self._process:
+            return  # already gone; the directory, if any, belongs to a later guest of this name
+        if self._process is not None and self._process.alive():
+            with contextlib.suppress(HostError):
+                self._moving().execute("quit", QUIT_SECONDS)
+            if not self._process.wait(QUIT_SECONDS) and not self._process.kill():
+                raise HostError(f"process {self._process.pid} of guest {self.name} survives SIGKILL: look at its state")
+        if self._monitor is not None:
+            self._monitor.close()
+        self.places.ram.unlink(missing_ok=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def console_log(self) -> str:
+        """All that the guest's serial console said on this host."""
+        return self.places.console_log.read_text("utf-8", "replace")
+
+    def _living(self) -> ProcessIdentity:
+        if self._process is None or not self._process.alive():
+            raise HostError(f"guest {self.name} has no process any more: remove what it left, and start it anew")
+        return self._process
+
+    def _moving(self) -> Monitor:
+        """The connection that this handle keeps from its first command on: making one costs milliseconds of a pause."""
+        self._living()
+        if self._monitor is None:
+            self._monitor = Monitor(self.name, self.places.monitor)
+        return self._monitor
+
+
+def _block(spec: QemuGuestSpec) -> dict[str, Any]:
+    return {"id": RAM_ID, "size": spec.memory, "page_size": PAGE_SIZE}
+
+
+def _set_up(monitor: Monitor) -> None:
+    on = {"x-ignore-shared": True, "events": True}
+    monitor.execute(
+        "migrate-set-capabilities", capabilities=[{"capability": name, "state": state} for name, state in on.items()]
+    )
+    monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
+
+
+@contextlib.contextmanager
+def _stream(monitor: Monitor) -> Iterator[socket.socket]:
+    """A connection to QEMU that it knows as fd:stream."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            monitor.send_descriptor("stream", theirs.fileno())
+        yield ours
+
+
+def _await_completed(monitor: Monitor) -> None:
+    """Raises HostError with QEMU's reason when its migration failed."""
+
+    def ended(event: dict[str, Any]) -> bool:
+        return event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed", "cancelled")
+
+    event = monitor.await_event(ended, _STATE_SECONDS, "move its device state")
+    if event["data"]["status"] != "completed":
+        reason = monitor.execute("query-migrate").get("error-desc", "it gives no reason; look into its log")
+        raise HostError(f"QEMU could not move its device state: {reason}")
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def start_qemu_guest(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec) -> QemuGuest:
+    """Start a running guest. Raises RefusedError (`guest-exists`) and HostError; a failed start leaves nothing."""
+    return _start(state_dir, ram_dir, spec, incoming=False)
+
+
+def incoming_qemu_guest(state_dir: Path, ram_dir: Path, description: dict[str, Any]) -> QemuGuest:
+    """Start the incoming twin of the guest described: its memory all holes, waiting for `load_state`.
+
+    Raises RequestError when the description is not one of a QEMU guest, otherwise as `start_qemu_guest`.
+    """
+    spec = QemuGuestSpec.from_json(description.get("shape"))
+    said = (description.get("kind"), description.get("name"), description.get("blocks"))
+    if said != (QemuGuest.kind, spec.name, [_block(spec)]):
+        raise RequestError("the source does not describe a QEMU guest: is it of this release?")
+    return _start(state_dir, ram_dir, spec, incoming=True)
+
+
+def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: bool) -> QemuGuest:
+    directory = state_dir.resolve() / "guests" / spec.name
+    places = Places(BINARY, ram_path(ram_dir, directory), directory)
+    check_path(places.monitor)
+    with contextlib.ExitStack() as undo:
+        make_directory(directory)
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        made = {"kind": QemuGuest.kind, "spec": spec.to_json(), "ram": str(places.ram), "binary": places.binary}
+        (directory / "guest.json").write_text(json.dumps(made))
+        make_ram(places.ram, spec.memory, used=spec.memory)
+        undo.callback(places.ram.unlink, missing_ok=True)
+        undo.callback(_end_half_started, places)
+        _spawn(spec, places, incoming)
+        guest = QemuGuest(directory)
+        undo.pop_all()
+    return guest
+
+
+def _spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
+    """Start QEMU, which leaves us once it is up (-daemonize): the guest outlives whoever started it."""
+    log = places.directory / "log"
+    try:
+        with log.open("ab") as said:
+            ended = subprocess.run(
+                command_line(spec, places, incoming=incoming),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                cwd="/",
+                timeout=START_SECONDS,
+                check=False,
+            )
+    except FileNotFoundError:
+        raise HostError(
+            f"{places.binary} is not installed on this host (Debian: apt install qemu-system-x86)"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise HostError(
+            f"QEMU of guest {spec.name} was not up after {START_SECONDS:g} s: look at the host's load"
+        ) from None
+    process = _process(places)
+    if ended.returncode or process is None:
+        raise HostError(f"QEMU of guest {spec.name} did not start: {_last_words(log)}")
+    process.write(places.directory / "pid")
+
+
+def _last_words(log: Path) -> str:
+    """QEMU says what is wrong in a line or two, and may add advice."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
+    return "; ".join([line for line in lines if line][-3:]) or "it ended without a word"
+
+
+def _process(places: Places) -> ProcessIdentity | None:
+    try:
+        return ProcessIdentity.of(int(places.pid_file.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _end_half_started(places: Places) -> None:
+    if process := _process(places):
+        process.kill()

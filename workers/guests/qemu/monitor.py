@@ -1,0 +1,118 @@
+"""A connection to one QEMU's monitor (QMP), for code that is not asynchronous: `qemu.qmp` in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from config.errors import HostError
+
+_T = TypeVar("_T")
+
+#: QEMU answers within milliseconds, unless its main loop is held up by a disk (`stop` drains all of them).
+ANSWER_SECONDS = 30.0
+#: Somebody else's connection: a status is asked for within milliseconds.
+CONNECT_SECONDS = 5.0
+
+# It logs what it is told anyway, as errors, when QEMU goes away.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class CommandRefusedError(HostError):
+    """QEMU understood a command and said no."""
+
+
+class Monitor:
+    """Ask one QEMU, and hear its events, which are kept from the first moment on. One connection, for one thread."""
+
+    def __init__(self, name: str, path: Path, seconds: float = CONNECT_SECONDS) -> None:
+        """Connect. Raises HostError: there is no such socket, or somebody else holds it."""
+        self._name = name
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
+        self._thread.start()
+        self._client = QMPClient(name)
+        self._events = EventListener()
+        self._client.register_listener(self._events)
+        try:
+            self._run(asyncio.wait_for(self._client.connect(str(path)), seconds), seconds + 1, "be connected to")
+        except BaseException:
+            self._stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def execute(self, command: str, seconds: float = ANSWER_SECONDS, **arguments: Any) -> Any:
+        """What QEMU returns. Raises CommandRefusedError, HostError (gone, or silent for so long)."""
+        words = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            return self._run(self._client.execute(command, words or None), seconds, command)
+        except ExecuteError as error:
+            raise CommandRefusedError(f"QEMU of guest {self._name} refuses {command}: {error}") from None
+
+    def send_descriptor(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor of ours under a name. Raises as `execute`."""
+
+        async def give() -> None:
+            self._client.send_fd_scm(descriptor)
+            await self._client.execute("getfd", {"fdname": name})
+
+        try:
+            self._run(give(), ANSWER_SECONDS, "getfd")
+        except ExecuteError as error:
+            raise CommandRefusedError(f"QEMU of guest {self._name} takes no descriptor: {error}") from None
+
+    def await_event(self, good: Callable[[dict[str, Any]], bool], seconds: float, what: str) -> dict[str, Any]:
+        """The next event that is `good`; others are passed over. Raises HostError when none comes in time."""
+
+        async def find() -> dict[str, Any]:
+            async for event in self._events:
+                if good(dict(event)):
+                    return dict(event)
+            raise HostError(f"QEMU of guest {self._name} ended while it was waited for ({what})")
+
+        return self._run(asyncio.wait_for(find(), seconds), seconds + 1, what)
+
+    def close(self) -> None:
+        """Let others connect. Harmless when repeated, or when QEMU is gone."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._run(self._client.disconnect(), ANSWER_SECONDS, "disconnect")
+        except (HostError, QMPError, EOFError, OSError):
+            pass
+        finally:
+            self._stop()
+
+    def _run(self, coroutine: Coroutine[Any, Any, _T], seconds: float, what: str) -> _T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(seconds)
+        except (FutureTimeoutError, TimeoutError):
+            future.cancel()
+            raise HostError(
+                f"QEMU of guest {self._name} did not {what} within {seconds:g} s: is its monitor held by somebody else?"
+            ) from None
+        except ExecuteError:
+            raise
+        except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
+            raise HostError(f"QEMU of guest {self._name} cannot be asked ({error}): is it gone?") from None
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
