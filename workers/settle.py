@@ -57,7 +57,12 @@ def _settled(job: Job, guests: LocalGuests, journal: Journal, pairing: Pairing, 
             "reason": "mover-died",
             "message": "the mover died at its start",
         }
-    state = recover(recovering(journal, pairing, _copy(guests, job.guest, journal.last)), fenced=fenced)
+    guest = _copy(guests, job.guest, journal.last)
+    try:
+        state = recover(recovering(journal, pairing, guest), fenced=fenced)
+    finally:
+        if guest is not None:  # a worker lives long: what it keeps of a guest, no mover can have
+            guest.close()
     outcome, reason, message = _OUTCOMES[state]
     return {
         "state": "device" if outcome == "unresolved" else outcome,

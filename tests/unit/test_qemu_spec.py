@@ -54,6 +54,7 @@ def test_the_example_is_understood_and_survives_its_own_json() -> None:
         ({"nics": [{"mac": "52:54:00:00:00:01", "tap": "tap0,script=/bin/sh"}]}, "nics.0.tap"),
         ({"kernel": "linux"}, "kernel"),
         ({"arguments": ["-S"]}, "arguments"),
+        ({"append": "quiet\0"}, "append"),
     ],
 )
 def test_what_is_wrong_is_named(wrong: dict[str, object], says: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +43,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuGuest]:
     path = tmp_path_factory.mktemp("vm")
     guests = LocalGuests(path, path)
     guest = guests.start_qemu(vm_spec("vm1"))
-    await_ticks(guest, 5)
-    yield guest
-    guests.stop("vm1")
+    try:
+        await_ticks(guest, 5)
+        yield guest
+    finally:
+        guests.stop("vm1")
 
 
 def goes_on(guest: QemuGuest) -> None:
@@ -72,11 +75,22 @@ def test_many_times_over_it_counts_on(target: QemuGuest) -> None:
     goes_on(target)
 
 
-def test_signals_that_come_meanwhile_arrive(target: QemuGuest) -> None:
-    for _ in range(20):
-        os.kill(target.pid, signal.SIGSTOP)
-        os.kill(target.pid, signal.SIGCONT)
-        os.close(userfaultfd_in(target.pid))
+def test_signals_that_come_meanwhile_harm_nothing(target: QemuGuest) -> None:
+    done = threading.Event()
+
+    def signals() -> None:
+        while not done.wait(0.0002):
+            os.kill(target.pid, signal.SIGWINCH)
+            os.kill(target.pid, signal.SIGCONT)
+
+    sender = threading.Thread(target=signals)
+    sender.start()
+    try:
+        for _ in range(100):
+            os.close(userfaultfd_in(target.pid))
+    finally:
+        done.set()
+        sender.join()
     goes_on(target)
 
 
@@ -84,7 +98,8 @@ def test_signals_that_come_meanwhile_arrive(target: QemuGuest) -> None:
 def test_killed_at_any_request_we_leave_it_running(target: QemuGuest, request_number: int) -> None:
     command = [sys.executable, "-c", _INJECTOR, str(target.pid), str(request_number)]
     ended = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
-    assert ended.returncode in (0, -signal.SIGKILL)
+    # A call takes 15 requests at least; more when the main loop was busy at first.
+    assert ended.returncode == -signal.SIGKILL or (request_number > 15 and not ended.returncode)
     goes_on(target)
     assert len(left_userfaultfds(target.pid)) <= 1
     os.close(userfaultfd_in(target.pid))  # what the next worker does
@@ -114,7 +129,9 @@ def test_a_process_that_is_never_idle_is_left_alone() -> None:
         time.sleep(0.5)
         with pytest.raises(HostError, match="never idle"):
             userfaultfd_in(sleeping.pid)
+        assert "TracerPid:\t0\n" in Path(f"/proc/{sleeping.pid}/status").read_text()
         assert sleeping.poll() is None
-        sleeping.kill()
+        sleeping.terminate()
+        assert sleeping.wait(20) == -signal.SIGTERM
     with pytest.raises(HostError, match="cannot be attached to"):
         userfaultfd_in(sleeping.pid)

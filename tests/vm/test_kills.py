@@ -21,6 +21,7 @@ from tests.until import until
 from tests.vm.machine import await_ticks, said, vm_spec
 from workers.guests.contract import Guest
 from workers.guests.qemu.guest import QemuGuest
+from workers.guests.qemu.monitor import Monitor
 from workers.pairing.contract import Side
 
 pytestmark = pytest.mark.faults
@@ -37,6 +38,7 @@ class HarmedVms(HarmedFleet):
     def assert_whole(self, copy: Guest) -> None:
         """It has looked at all of its pages since."""
         assert isinstance(copy, QemuGuest)
+        Monitor(copy.name, copy.places.monitor).close()  # nobody keeps it, the next mover can have it
         before = await_ticks(copy, 2)[-1]
         pages = 32 << 8
         until("a look at every page", lambda: said(copy)[-1].checked > before.checked + pages, 90)

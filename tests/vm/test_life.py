@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +30,10 @@ def guests(tmp_path: Path) -> Iterator[LocalGuests]:
 
 
 @pytest.fixture
-def guest(guests: LocalGuests) -> QemuGuest:
-    return guests.start_qemu(vm_spec("vm1"))
+def guest(guests: LocalGuests) -> Iterator[QemuGuest]:
+    made = guests.start_qemu(vm_spec("vm1"))
+    yield made
+    made.close()  # it holds the monitor, through which the next handle is to end the guest
 
 
 def test_it_runs_is_paused_and_runs_on(guests: LocalGuests, guest: QemuGuest) -> None:
@@ -97,6 +101,7 @@ def test_it_starts_with_every_device_that_a_shape_can_name(guests: LocalGuests, 
     made = guests.start_qemu(vm_spec("vm3", disks=disks, nics=[{"mac": "52:54:00:00:00:01"}], balloon=True, vcpus=2))
     made.stop()
     made.drain()
+    made.close()
     with Monitor("vm3", made.places.status) as monitor:
         blocks = {block["inserted"]["file"] for block in monitor.execute("query-block")}
         assert blocks == {disk["path"] for disk in disks}
@@ -115,6 +120,7 @@ def test_one_that_was_killed_is_shown_and_cleaned_away(guests: LocalGuests, gues
 
 def test_a_monitor_that_somebody_holds_is_named(guest: QemuGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.guests.qemu.monitor.CONNECT_SECONDS", 0.5)
+    guest.close()
     with Monitor("vm1", guest.places.monitor):
         with pytest.raises(HostError, match="held by somebody else"):
             guest.stop()
@@ -131,8 +137,31 @@ def test_what_the_monitor_refuses_and_what_it_does_not_know(guest: QemuGuest) ->
         assert monitor.execute("query-status")["status"] == "running"
 
 
-def test_a_description_of_another_kind_of_guest_makes_no_twin(guests: LocalGuests, guest: QemuGuest) -> None:
+def test_a_qemu_that_dies_while_it_is_waited_for_is_noticed_at_once(guest: QemuGuest) -> None:
+    with Monitor("vm1", guest.places.monitor) as monitor:
+        killed = threading.Timer(0.3, os.kill, (guest.pid, 9))
+        killed.start()
+        began = time.monotonic()
+        with pytest.raises(HostError, match="ended while it was to say something"):
+            monitor.await_event(lambda event: False, 60, "say something")
+        assert time.monotonic() - began < 30
+        killed.join()
+
+
+def test_one_whose_starter_died_before_it_noted_the_process_is_still_ended(
+    guests: LocalGuests, guest: QemuGuest
+) -> None:
+    pid = guest.pid
+    (guest.places.directory / "pid").unlink()
+    guests.stop("vm1")
+    assert ProcessIdentity.of(pid) is None
+
+
+def test_an_incoming_one_is_as_its_description_says_and_has_no_memory_yet(
+    guests: LocalGuests, guest: QemuGuest
+) -> None:
     described = guest.description()
+    assert described["shape"]["machine"].startswith("pc-q35-")  # and not q35, which may be another version elsewhere
     guest.quit()
     twin = guests.incoming(described)
     assert twin.status() is RunState.INMIGRATE

@@ -98,6 +98,7 @@ def test_the_witness_sees_it_when_the_last_pages_are_left_out(vms: VmFleet) -> N
     record, host = vms.move(guest.name)
     assert ending(record) is None
     moved = vms.guest(host, guest.name)
+    assert moved.status() is RunState.RUNNING
     try:
         seen = await_ticks(moved, 100)[-1].bad
     except AssertionError:  # its kernel's own pages were among them: it says nothing any more

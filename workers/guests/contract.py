@@ -72,6 +72,10 @@ class Guest(Protocol):
         """What a destination needs to start the incoming twin, as JSON: kind, name, RAM blocks, shape."""
         ...
 
+    def close(self) -> None:
+        """Let go of what this handle holds on to (a connection); it can be used again. Harmless when repeated."""
+        ...
+
     def quit(self) -> None:
         """End the guest for good and remove its RAM file, socket and directory. Harmless when already gone."""
         ...

@@ -139,6 +139,9 @@ class MemoryGuest:
                 raise HostError(f"guest {self.name} did not fill its memory within {seconds:g} s: is it paused?")
             time.sleep(0.02)
 
+    def close(self) -> None:
+        """Nothing to let go of: every question is a connection of its own."""
+
     def quit(self) -> None:
         """End the guest for good and remove its RAM file, socket and directory. Harmless when already gone."""
         if ProcessIdentity.read(self._directory / "pid") != self._process:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,19 +99,15 @@ class QemuGuest:
         """QEMU's own migration stream of the paused guest, without the RAM."""
         monitor = self._moving()
         _set_up(monitor)
-        with _stream(monitor) as ours:
-            chunks: list[bytes] = []
-            reader = threading.Thread(target=lambda: chunks.extend(iter(lambda: ours.recv(1 << 20), b"")))
-            reader.start()
-            monitor.execute("migrate", uri="fd:stream")
+        with _stream(monitor) as ours, ThreadPoolExecutor(1, "state") as reader:
+            reading = reader.submit(_read_all, ours)
             try:
-                _await_completed(monitor)
-            except HostError:
-                ours.shutdown(socket.SHUT_RDWR)
-                raise
+                monitor.execute("migrate", uri="fd:stream")
+                self._await_completed(monitor)
+                return reading.result(_STATE_SECONDS)
             finally:
-                reader.join(_STATE_SECONDS)
-        return b"".join(chunks)
+                with contextlib.suppress(OSError):  # it has ended; else the reader would wait for ever
+                    ours.shutdown(socket.SHUT_RDWR)
 
     def load_state(self, state: bytes) -> None:
         """Give an incoming guest its device state; it stays paused. Raises HostError when QEMU cannot load it."""
@@ -117,10 +115,11 @@ class QemuGuest:
         _set_up(monitor)
         with _stream(monitor) as ours:
             monitor.execute("migrate-incoming", uri="fd:stream")
+            ours.settimeout(_STATE_SECONDS)
             with contextlib.suppress(OSError):  # QEMU tells below why it took no more
                 ours.sendall(state)
                 ours.shutdown(socket.SHUT_WR)
-            _await_completed(monitor)
+            self._await_completed(monitor)
 
     def userfaultfd(self) -> int:
         """A userfaultfd made inside QEMU, as a descriptor of ours; QEMU keeps none."""
@@ -131,23 +130,63 @@ class QemuGuest:
         self._living()
         return {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
 
+    def resolve_machine(self) -> None:
+        """Note which version an alias means here (q35: pc-q35-7.2): another host's QEMU may mean another."""
+        with Monitor(self.name, self.places.status) as monitor:
+            known = monitor.execute("query-machines")
+        named = {one["alias"]: one["name"] for one in known if "alias" in one}
+        self.spec = self.spec.model_copy(update={"machine": named.get(self.spec.machine, self.spec.machine)})
+        _describe(self.spec, self.places)
+
     def quit(self) -> None:
         """End the guest for good and remove its RAM file and directory. Harmless when already gone."""
         if ProcessIdentity.read(self._directory / "pid") != self._process:
             return  # already gone; the directory, if any, belongs to a later guest of this name
-        if self._process is not None and self._process.alive():
-            with contextlib.suppress(HostError):
-                self._moving().execute("quit", QUIT_SECONDS)
-            if not self._process.wait(QUIT_SECONDS) and not self._process.kill():
-                raise HostError(f"process {self._process.pid} of guest {self.name} survives SIGKILL: look at its state")
-        if self._monitor is not None:
-            self._monitor.close()
+        # Whoever started it may have died before it noted which process that is.
+        process = self._process or _started(self.places)
+        ended = process is None or not process.alive() or (self._asked_to_quit() and process.wait(QUIT_SECONDS))
+        if process is not None and not ended and not process.kill():
+            raise HostError(f"process {process.pid} of guest {self.name} survives SIGKILL: look at its state")
+        self.close()
         self.places.ram.unlink(missing_ok=True)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let others have the monitor."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
 
     def console_log(self) -> str:
         """All that the guest's serial console said on this host."""
         return self.places.console_log.read_text("utf-8", "replace")
+
+    def _await_completed(self, monitor: Monitor) -> None:
+        """Raises HostError with QEMU's reason when its migration failed."""
+
+        def ended(event: dict[str, Any]) -> bool:
+            return event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed", "cancelled")
+
+        event = monitor.await_event(ended, _STATE_SECONDS, "move its device state")
+        if event["data"]["status"] != "completed":
+            try:
+                reason = monitor.execute("query-migrate")["error-desc"]
+            except (HostError, KeyError):  # an incoming one that cannot load ends, and says why in its log
+                reason = _last_words(self._directory / "log")
+            raise HostError(f"QEMU of guest {self.name} could not move its device state: {reason}")
+        # The event comes before the last step of it, in which `cont` would be refused.
+        until = time.monotonic() + _STATE_SECONDS
+        while monitor.execute("query-status")["status"] == "finish-migrate" and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def _asked_to_quit(self) -> bool:
+        if self._process is None:
+            return False
+        try:
+            self._moving().execute("quit", QUIT_SECONDS)
+        except HostError:
+            return False
+        return True
 
     def _living(self) -> ProcessIdentity:
         if self._process is None or not self._process.alive():
@@ -162,12 +201,21 @@ class QemuGuest:
         return self._monitor
 
 
+def _read_all(line: socket.socket) -> bytes:
+    chunks = []
+    while got := line.recv(1 << 20):
+        chunks.append(got)
+    return b"".join(chunks)
+
+
 def _block(spec: QemuGuestSpec) -> dict[str, Any]:
     return {"id": RAM_ID, "size": spec.memory, "page_size": PAGE_SIZE}
 
 
 def _set_up(monitor: Monitor) -> None:
-    on = {"x-ignore-shared": True, "events": True}
+    # late-block-activate: a destination takes the locks of its disks when it is told to run, not when it has loaded, so
+    # that until then the source can always go on.
+    on = {"x-ignore-shared": True, "events": True, "late-block-activate": True}
     monitor.execute(
         "migrate-set-capabilities", capabilities=[{"capability": name, "state": state} for name, state in on.items()]
     )
@@ -182,18 +230,6 @@ def _stream(monitor: Monitor) -> Iterator[socket.socket]:
         with theirs:
             monitor.send_descriptor("stream", theirs.fileno())
         yield ours
-
-
-def _await_completed(monitor: Monitor) -> None:
-    """Raises HostError with QEMU's reason when its migration failed."""
-
-    def ended(event: dict[str, Any]) -> bool:
-        return event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed", "cancelled")
-
-    event = monitor.await_event(ended, _STATE_SECONDS, "move its device state")
-    if event["data"]["status"] != "completed":
-        reason = monitor.execute("query-migrate").get("error-desc", "it gives no reason; look into its log")
-        raise HostError(f"QEMU could not move its device state: {reason}")
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
@@ -223,15 +259,22 @@ def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: boo
     with contextlib.ExitStack() as undo:
         make_directory(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        made = {"kind": QemuGuest.kind, "spec": spec.to_json(), "ram": str(places.ram), "binary": places.binary}
-        (directory / "guest.json").write_text(json.dumps(made))
+        _describe(spec, places)
         make_ram(places.ram, spec.memory, used=spec.memory)
         undo.callback(places.ram.unlink, missing_ok=True)
         undo.callback(_end_half_started, places)
         _spawn(spec, places, incoming)
         guest = QemuGuest(directory)
+        guest.resolve_machine()
         undo.pop_all()
     return guest
+
+
+def _describe(spec: QemuGuestSpec, places: Places) -> None:
+    made = {"kind": QemuGuest.kind, "spec": spec.to_json(), "ram": str(places.ram), "binary": places.binary}
+    fresh = places.directory / "guest.json.new"
+    fresh.write_text(json.dumps(made))
+    fresh.replace(places.directory / "guest.json")
 
 
 def _spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
@@ -256,7 +299,7 @@ def _spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
         raise HostError(
             f"QEMU of guest {spec.name} was not up after {START_SECONDS:g} s: look at the host's load"
         ) from None
-    process = _process(places)
+    process = _started(places)
     if ended.returncode or process is None:
         raise HostError(f"QEMU of guest {spec.name} did not start: {_last_words(log)}")
     process.write(places.directory / "pid")
@@ -268,13 +311,16 @@ def _last_words(log: Path) -> str:
     return "; ".join([line for line in lines if line][-3:]) or "it ended without a word"
 
 
-def _process(places: Places) -> ProcessIdentity | None:
+def _started(places: Places) -> ProcessIdentity | None:
+    """The QEMU that wrote this guest's pid file; None when there is none, or it has ended."""
     try:
-        return ProcessIdentity.of(int(places.pid_file.read_text()))
+        process = ProcessIdentity.of(int(places.pid_file.read_text()))
+        command = Path(f"/proc/{process.pid}/cmdline").read_bytes() if process else b""
     except (OSError, ValueError):
         return None
+    return process if os.fsencode(places.pid_file) in command.split(b"\0") else None
 
 
 def _end_half_started(places: Places) -> None:
-    if process := _process(places):
+    if process := _started(places):
         process.kill()

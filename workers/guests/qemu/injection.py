@@ -35,8 +35,8 @@ _AT_SYSCALL = signal.SIGTRAP | 0x80
 #: The stop that PTRACE_INTERRUPT makes, in the bits above the signal.
 _EVENT_STOP = 128
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
-#: poll, epoll_wait, ppoll, epoll_pwait.
-_WAITS_FOR_DESCRIPTORS = frozenset({7, 232, 271, 281})
+#: poll and ppoll, which leave a note of nothing with each descriptor. epoll's list would be taken for full.
+_WAITS_FOR_DESCRIPTORS = frozenset({7, 271})
 #: Seconds in which a main loop that is not stuck comes to wait.
 _IDLE_SECONDS = 5.0
 _USERFAULTFD, _CLOSE, _PIDFD_GETFD = 323, 3, 438
@@ -58,14 +58,17 @@ def userfaultfd_in(pid: int) -> int:
     only one could follow the same memory. Only the main thread stands still, for 0.2 ms, 4 at most (measured).
     Raises HostError.
     """
-    with _stopped(pid) as thread:
-        for left in left_userfaultfds(pid):
-            thread.call(_CLOSE, left)
-        theirs = thread.call(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
-        try:
-            return _taken(pid, theirs)
-        finally:
-            thread.call(_CLOSE, theirs)
+    try:
+        with _stopped(pid) as thread:
+            for left in left_userfaultfds(pid):
+                thread.call(_CLOSE, left)
+            theirs = thread.call(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
+            try:
+                return _taken(pid, theirs)
+            finally:
+                thread.call(_CLOSE, theirs)
+    except OSError as error:  # from /proc, or waiting for it
+        raise HostError(f"process {pid} ended while it was attached to ({error.strerror})") from None
 
 
 def left_userfaultfds(pid: int) -> list[int]:
@@ -191,9 +194,9 @@ def _stopped(pid: int) -> Iterator[_Stopped]:
 def _stop_where_it_waits(thread: _Stopped, pid: int) -> None:
     deadline = time.monotonic() + _IDLE_SECONDS
     while not thread.stop():
-        thread.go_on()
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline:  # said while it stands still, or it could not be let go of
             raise HostError(f"the main thread of process {pid} was never idle for {_IDLE_SECONDS:g} s: is it stuck?")
+        thread.go_on()
         time.sleep(0.001)
 
 

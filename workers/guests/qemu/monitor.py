@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from config.errors import HostError
 
@@ -33,7 +33,7 @@ class CommandRefusedError(HostError):
 class Monitor:
     """Ask one QEMU, and hear its events, which are kept from the first moment on. One connection, for one thread."""
 
-    def __init__(self, name: str, path: Path, seconds: float = CONNECT_SECONDS) -> None:
+    def __init__(self, name: str, path: Path) -> None:
         """Connect. Raises HostError: there is no such socket, or somebody else holds it."""
         self._name = name
         self._loop = asyncio.new_event_loop()
@@ -42,8 +42,9 @@ class Monitor:
         self._client = QMPClient(name)
         self._events = EventListener()
         self._client.register_listener(self._events)
+        connecting = asyncio.wait_for(self._client.connect(str(path)), CONNECT_SECONDS)
         try:
-            self._run(asyncio.wait_for(self._client.connect(str(path)), seconds), seconds + 1, "be connected to")
+            self._run(connecting, CONNECT_SECONDS + 1, "let itself be connected to")
         except BaseException:
             self._stop()
             raise
@@ -80,12 +81,25 @@ class Monitor:
         """The next event that is `good`; others are passed over. Raises HostError when none comes in time."""
 
         async def find() -> dict[str, Any]:
-            async for event in self._events:
-                if good(dict(event)):
-                    return dict(event)
-            raise HostError(f"QEMU of guest {self._name} ended while it was waited for ({what})")
+            gone = asyncio.ensure_future(self._disconnected())
+            coming = asyncio.ensure_future(self._events.get())
+            try:
+                while True:
+                    await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    if not coming.done():
+                        raise HostError(f"QEMU of guest {self._name} ended while it was to {what}")
+                    event = dict(coming.result())
+                    if good(event):
+                        return event
+                    coming = asyncio.ensure_future(self._events.get())
+            finally:
+                await _cancelled(coming, gone)
 
         return self._run(asyncio.wait_for(find(), seconds), seconds + 1, what)
+
+    async def _disconnected(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
 
     def close(self) -> None:
         """Let others connect. Harmless when repeated, or when QEMU is gone."""
@@ -113,6 +127,18 @@ class Monitor:
             raise HostError(f"QEMU of guest {self._name} cannot be asked ({error}): is it gone?") from None
 
     def _stop(self) -> None:
+        async def rest() -> None:
+            await _cancelled(*asyncio.all_tasks() - {asyncio.current_task()})
+
+        asyncio.run_coroutine_threadsafe(rest(), self._loop).result(ANSWER_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancelled(*tasks: asyncio.Future[Any] | None) -> None:
+    """End these, and wait until they have: a task that is dropped while it waits is complained of later."""
+    ending = [task for task in tasks if task is not None]
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)

@@ -90,7 +90,7 @@ class QemuGuestSpec(_Part):
     firmware: AbsolutePath | None = None
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
-    append: Annotated[str, Field(max_length=2048)] = ""
+    append: Annotated[str, Field(max_length=2048, pattern=r"^[^\x00]*$")] = ""
 
     @classmethod
     def from_file(cls, path: Path) -> QemuGuestSpec:
