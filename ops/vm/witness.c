@@ -1,8 +1,8 @@
 /*
  * A virtual machine's own witness: it rewrites memory at a chosen rate, page by page, and checks every page first.
  *
- * witness MIB RATE: works on MIB mebibytes and writes RATE of them a second (0: it only checks). About fifty times a
- * second it says on the console how far it is. A page holds its number, how often it was written, and words that follow
+ * witness MIB RATE TICK: works on MIB mebibytes and writes RATE of them a second (0: it only checks). Every TICK
+ * milliseconds it says on the console how far it is. A page holds its number, how often it was written, and words that follow
  * from both, with their sum at the end; how often it was written is kept elsewhere too, so that an old page is found out.
  */
 #include <stdint.h>
@@ -45,8 +45,9 @@ static double now(void)
 
 int main(int argc, char **argv)
 {
-	const uint64_t pages = argc == 3 ? strtoull(argv[1], 0, 10) * PER_MIB : 0;
-	const double rate = argc == 3 ? strtod(argv[2], 0) * PER_MIB : 0;
+	const uint64_t pages = argc == 4 ? strtoull(argv[1], 0, 10) * PER_MIB : 0;
+	const double rate = argc == 4 ? strtod(argv[2], 0) * PER_MIB : 0;
+	const double between = argc == 4 ? strtod(argv[3], 0) / 1000 : 0;
 	uint64_t *memory = mmap(0, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	uint32_t *writes = calloc(pages, sizeof(*writes));
 	uint64_t tick = 0, bad = 0, written = 0, checked = 0, at = 0;
@@ -67,7 +68,7 @@ int main(int argc, char **argv)
 		if (time >= next) {
 			printf("tick=%lu bad=%lu written=%lu checked=%lu\n", tick++, bad, written, checked);
 			fflush(stdout);
-			next = time + 0.02;
+			next = time + between;
 		}
 		for (int done = 0; done < AT_ONCE && (done < AT_LEAST || written < due); done++) {
 			uint64_t *page = memory + at * WORDS;

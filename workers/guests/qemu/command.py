@@ -48,7 +48,7 @@ class Places:
 
 
 def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list[str]:
-    """QEMU's arguments. An incoming guest waits for `migrate-incoming`, then stays as its source was: paused."""
+    """QEMU's arguments. An incoming guest waits for `migrate-incoming`, and stays paused until `cont` (-S)."""
     words = [places.binary, "-name", f"guest={spec.name}", "-uuid", str(spec.uuid)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-daemonize", "-pidfile", str(places.pid_file)]
     words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={RAM_ID}", "-cpu", spec.cpu]
@@ -66,7 +66,7 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
     for option, value in (("-bios", spec.firmware), ("-kernel", spec.kernel), ("-initrd", spec.initrd)):
         words += [option, value] if value else []
     words += ["-append", spec.append] if spec.append else []
-    return words + (["-incoming", "defer"] if incoming else [])
+    return words + (["-incoming", "defer", "-S"] if incoming else [])
 
 
 def _ram(spec: QemuGuestSpec, places: Places) -> dict[str, Any]:
