@@ -16,6 +16,8 @@ from workers.transports.contract import Endpoint
 
 #: How often a wait looks up to see whether it was cancelled, in seconds.
 _LOOK_UP = 0.2
+#: The same where something other than a message is waited for too, and a guest is paused meanwhile.
+_GLANCE = 0.001
 #: What a reason may look like: it becomes a word in records and metrics.
 _REASON = re.compile(r"[a-z][a-z-]{0,40}")
 
@@ -36,6 +38,8 @@ class Conversation:
     def __init__(self, endpoint: Endpoint, check: Callable[[], None]) -> None:
         self._endpoint = endpoint
         self._check = check
+        #: Messages that may come at any time, and who takes them when they do: nobody else hears of them.
+        self.aside: dict[MessageType, Callable[[Message], None]] = {}
         #: No wait for the peer lasts longer than this, in seconds: lowered while a guest is paused.
         self.patience = math.inf
 
@@ -44,13 +48,19 @@ class Conversation:
         self._endpoint.send(encode(Message(kind, body or {}, blob)))
 
     def hear(self, timeout: float) -> Message | None:
-        """The next message, or None after `timeout` seconds. Raises PeerError when the peer reports its own failure."""
+        """The next message, or None: none came in `timeout` seconds, or one that went aside.
+
+        Raises PeerError when the peer reports its own failure.
+        """
         frame = self._endpoint.receive(timeout)
         if frame is None:
             return None
         message = decode(frame)
         if message.type is MessageType.ERROR:
             raise _reported(message)
+        if (taker := self.aside.get(message.type)) is not None:
+            taker(message)
+            return None
         return message
 
     def expect(self, kinds: Collection[MessageType], timeout: float) -> Message:
@@ -70,6 +80,19 @@ class Conversation:
             if left <= 0:
                 names = " or ".join(kind.name for kind in kinds)
                 raise PeerLostError(f"the other side did not say {names} within {timeout:g} s")
+
+    def attend(self, done: Callable[[], bool], timeout: float, what: str) -> None:
+        """Take what comes aside until `done`, looked at each ms at least. Raises PeerLostError after `timeout` s."""
+        deadline = time.monotonic() + min(timeout, self.patience)
+        while not done():
+            self._check()
+            message = self.hear(_GLANCE)
+            if message is not None and message.type is MessageType.ABORT:
+                raise PeerError("the other side gave the migration up")
+            if message is not None:
+                raise MessageError(f"the other side said {message.type.name} out of turn")
+            if time.monotonic() > deadline:
+                raise PeerLostError(f"{what} within {timeout:g} s")
 
     def greet(self, ticket: Ticket, timeout: float) -> None:
         """Make sure that both ends mean the same attempt: a stale listener must not meet a fresh source."""

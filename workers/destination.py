@@ -19,13 +19,15 @@ from workers.migration import Migration
 from workers.pairing.agreement import refuse_beyond_limits
 from workers.pairing.contract import Side
 from workers.pairing.offer import Offer
-from workers.protocol import Message
+from workers.protocol import MessageType
 from workers.ram import Ram
 from workers.registration.limits import LockLimits, lock_limits
 from workers.rounds.incoming import Incoming
 
 #: Seconds for which a source whose connection stands may say nothing: a chunk of 1 MiB paced to 100 KiB/s takes 10.
 _SILENCE = 120.0
+#: Seconds for the incoming guest to load its device state once the memory is there.
+_LOADING = 60.0
 
 
 def run(migration: Migration) -> None:
@@ -77,15 +79,19 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
     """Rounds, device state, the comparison, READY, and the source's decision."""
     verify = link.agreement.capabilities[Capability.VERIFY_RAM]
     digests = PageDigests(ram.view, ram.size) if verify else None
-    with Incoming(link.endpoint, link.talk, ram, digests, _SILENCE) as incoming:
+    talk = link.talk
+    assert handover.guest is not None
+    with (
+        Incoming(link.endpoint, talk, ram, digests, _SILENCE) as incoming,
+        handover.guest.incoming_state(lambda piece: talk.say(MessageType.STATE, blob=piece)) as state,
+    ):
+        talk.aside[MessageType.STATE] = lambda message: state.feed(bytes(message.blob))
         with migration.phase("rounds", "active"):
-            state = incoming.serve(lambda: _report(migration, incoming))
+            said = incoming.serve(lambda: _report(migration, incoming))
         with migration.phase("handover", "device"):
-            device, check = _parts(state)
             if digests:
-                _compare(digests, check, rollup_unit(ram.size, link.agreement.chunk_size))
-            assert handover.guest is not None
-            handover.guest.load_state(bytes(device))
+                _compare(digests, said.blob, rollup_unit(ram.size, link.agreement.chunk_size))
+            talk.attend(state.loaded, _LOADING, "the guest did not load its device state")
             handover.happen(Event.LOADED)
             handover.await_decision()
 
@@ -95,16 +101,10 @@ def _report(migration: Migration, incoming: Incoming) -> None:
     migration.progress.merge("bytes", {"transferred": incoming.written, "registered": incoming.registered})
 
 
-def _parts(state: Message) -> tuple[memoryview, memoryview]:
-    """Device state, and the chunk digests behind it."""
-    size, blob = state.body["state_bytes"], memoryview(state.blob)
-    if not 0 <= size <= len(blob) or (len(blob) - size) % 8:
-        raise MessageError(f"the source sent a device state of {size} bytes in {len(blob)}")
-    return blob[:size], blob[size:]
-
-
-def _compare(digests: PageDigests, check: memoryview, unit: int) -> None:
-    """Raises VerifyError naming the first chunk that differs."""
+def _compare(digests: PageDigests, check: bytes | memoryview, unit: int) -> None:
+    """Raises VerifyError naming the first chunk that differs, MessageError when these are no digests."""
+    if len(check) % 8:
+        raise MessageError(f"the source sent {len(check)} bytes of digests, which is no whole number of them")
     theirs = np.frombuffer(check, "<u8")
     wrong = differing(digests.rollup(unit), theirs.astype(np.uint64), unit)
     if wrong:

@@ -12,15 +12,20 @@
       ◄───────────────────────────── ROUND_DONE n  all that was written up to here is digested
       HELD_REQUEST ────────────────────────────►  (content tracker only) what does your memory hold?
       ◄────────────────────────────── HELD digests
+      … the switch-over begins: device state that is large and at rest goes while the guest still runs …
+      STATE piece ─────────────────────────────►  load
+      ◄────────────────────────────── STATE piece  what the guest's process there says back
       … the guest is paused, the last round written …
-      STATE device state + chunk digests ──────►  compare, load, journal READY
+      DIGESTS of all chunks ───────────────────►  compare
+      STATE piece … STATE, empty: the last ────►  load the rest, journal READY
       ◄──────────────────────────────────── READY
       GIVEN ───────────────────────────────────►  journal TAKEN, resume
       ◄──────────────────────────────────── TAKEN
     either: ABORT, ERROR reason
 
 A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
-table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE.
+table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE;
+3 made STATE a stream, both ways and at any time, and gave the digests a message of their own.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ import numpy as np
 from config.errors import MessageError
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"DRVW"
 _HEADER = struct.Struct("!4sBBHII")
 _REGION = np.dtype([("start", ">u8"), ("end", ">u8"), ("address", ">u8"), ("key", ">u8")])
@@ -61,6 +66,7 @@ class MessageType(IntEnum):
     HELD_REQUEST = 13
     HELD = 14
     RELEASE = 15
+    DIGESTS = 16
 
 
 #: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
@@ -71,7 +77,7 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.WRITTEN: {},
     MessageType.ROUND_END: {"round": int},
     MessageType.ROUND_DONE: {"round": int},
-    MessageType.STATE: {"state_bytes": int},
+    MessageType.STATE: {},
     MessageType.READY: {"epoch": int},
     MessageType.GIVEN: {"epoch": int},
     MessageType.TAKEN: {"epoch": int},
@@ -80,6 +86,7 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.HELD_REQUEST: {},
     MessageType.HELD: {},
     MessageType.RELEASE: {},
+    MessageType.DIGESTS: {},
 }
 
 

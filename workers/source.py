@@ -19,7 +19,7 @@ from workers.dirty.choose import choose
 from workers.dirty.content import CHUNK, ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
-from workers.fault_injection import drops_final_dirty, point
+from workers.fault_injection import damages_state, drops_final_dirty, point
 from workers.guests.contract import Guest, RunState
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -110,8 +110,7 @@ def _tracking(migration: Migration, link: Link, guest: Guest, ram: Ram) -> Itera
     if drops_final_dirty():
         tracker = Forgetful(tracker)
     try:
-        tracker.start()
-        guest.drain()
+        guest.protect(tracker.start)
         yield tracker
     finally:
         tracker.close()
@@ -192,8 +191,7 @@ def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> 
 
     def collect() -> RangeTable:
         nonlocal collected, found_in
-        dirty = source.tracker.collect()
-        source.guest.drain()  # DMA that was under way when its page was protected must land before that page is read
+        dirty = source.guest.protect(source.tracker.collect)  # what was under way lands before those pages are read
         found_in, collected = time.monotonic() - collected, time.monotonic()
         return dirty
 
@@ -249,16 +247,24 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
     migration, talk = source.migration, source.link.talk
     migration.check()
     transfer.anticipate(ending.remaining)
-    with migration.phase("downtime", "device"):
-        talk.patience = _patience(source)
-        handover.happen(Event.PAUSE)
-        rest = ending.remaining | source.tracker.collect()
-        final = transfer.send(len(ending.rounds), "final", rest)
-        state = source.guest.save_state()
-        talk.say(MessageType.STATE, {"state_bytes": len(state)}, state + _check(source))
-        handover.await_ready()
-        handover.await_taken()
+    with source.guest.outgoing_state(partial(_send_state, talk)) as state:
+        talk.aside[MessageType.STATE] = lambda message: state.answer(bytes(message.blob))
+        with migration.phase("downtime", "device"):
+            talk.patience = _patience(source)
+            handover.happen(Event.PAUSE)
+            rest = ending.remaining | source.tracker.collect()
+            final = transfer.send(len(ending.rounds), "final", rest)
+            talk.say(MessageType.DIGESTS, blob=_check(source))
+            state.save()
+            handover.await_ready(state.completed)
+            handover.await_taken()
     _report(migration, final, None, None, 0.0)
+
+
+def _send_state(talk: Conversation, piece: bytes) -> None:
+    if piece and damages_state():
+        piece = piece[:-1] + bytes([piece[-1] ^ 0xFF])
+    talk.say(MessageType.STATE, blob=piece)
 
 
 def _patience(source: _Connected) -> float:

@@ -224,7 +224,7 @@ def test_all_rounds_arrive_and_nothing_else_is_written_or_registered(maker: Make
                 dirty = some_pages(rng, 40, pages)
                 fill(pair, dirty, rng)
                 sending.transfer.send(index, "dirty", dirty)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert serving.ended
         assert sending.endpoint.registered == serving.endpoint.registered
         assert sending.registrar.registered == sending.registrar.held == sending.endpoint.registered.size
@@ -244,7 +244,7 @@ def test_a_round_that_was_left_out_is_seen_by_the_digests(maker: Maker, policy: 
             forgotten = RangeTable([(8 * PAGE_SIZE, 9 * PAGE_SIZE)])
             fill(pair, forgotten, rng)
             sending.digests.update(forgotten)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         wrong = differing(sending.digests.rollup(CHUNK), theirs.rollup(CHUNK), CHUNK)
         assert [tuple(chunk) for chunk in wrong] == [(0, CHUNK)]
 
@@ -255,7 +255,7 @@ def test_an_empty_round_is_still_a_round(maker: Maker, policy: str) -> None:
         with served(pair) as serving:
             sending.bulk(EMPTY)
             sending.transfer.send(1, "final", EMPTY)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert serving.ended
         assert not sending.endpoint.ever
 
@@ -276,7 +276,7 @@ def test_what_is_anticipated_is_registered_before_the_last_round_and_sent_by_it(
             before = sending.endpoint.registrations, serving.endpoint.registrations
             fill(pair, granules(1), rng)
             sending.transfer.send(1, "final", remaining)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert (sending.endpoint.registrations, serving.endpoint.registrations) == before
         assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
 
@@ -292,7 +292,7 @@ def test_pin_all_registers_before_it_writes_and_the_others_do_not(policy: str) -
             assert sending.endpoint.registered == (everything if policy == "pin-all" else EMPTY)
             sending.transfer.send_batches(0, "bulk", everything.size, batches)
             assert sending.endpoint.ever == everything
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
 
 
 def test_pin_all_takes_one_region_for_each_contiguous_range() -> None:
@@ -303,7 +303,7 @@ def test_pin_all_takes_one_region_for_each_contiguous_range() -> None:
         with served(pair) as serving:
             sending.bulk(pair.source_ram.populated())
             assert list(sending.endpoint.open) == list(serving.endpoint.open) == [tuple(found) for found in used]
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
 
 
 # --- the window -------------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_a_window_is_used_up_and_never_exceeded_on_either_side(maker: Maker) -> 
                 scattered = RangeTable.from_pages(np.arange(index, pair.source_ram.size // PAGE_SIZE, 16))
                 fill(pair, scattered, rng)
                 assert sending.transfer.send(index, "dirty", scattered).sent == scattered.size
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert window - 3 * GRANULE <= sending.endpoint.most <= window, "less would leave link time unused"
         assert serving.endpoint.most == sending.endpoint.most
         assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
@@ -340,7 +340,7 @@ def test_what_fits_is_registered_once() -> None:
                 dirty = some_pages(rng, 200, pair.source_ram.size // PAGE_SIZE)
                 fill(pair, dirty, rng)
                 sending.transfer.send(index, "dirty", dirty)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert serving.endpoint.registrations == sending.endpoint.registrations == registrations
 
 
@@ -358,7 +358,7 @@ def test_least_recently_used_goes_first(order: list[int]) -> None:
                 sending.transfer.send(index, "dirty", granules(number))
                 used = [*[other for other in used if other != number], number][-8:]
                 assert sending.endpoint.registered == granules(*used)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert serving.endpoint.registered == granules(*used)
 
 
@@ -371,7 +371,7 @@ def test_a_hot_region_stays_while_the_rest_passes_by() -> None:
                 dirty = granules(0, 8 + 2 * index, 9 + 2 * index)
                 fill(pair, dirty, rng)
                 sending.transfer.send(index, "dirty", dirty)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert sending.endpoint.times[0] == 1
         assert set(sending.endpoint.times.values()) == {1}
 
@@ -387,7 +387,7 @@ def test_a_part_counts_with_the_whole_of_each_region_that_it_touches() -> None:
             dirty = RangeTable.from_pages(np.array([*range(0, 16, 2), 20, 22]) * (GRANULE // PAGE_SIZE))
             fill(pair, dirty, rng)
             sending.transfer.send(1, "dirty", dirty)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
 
 
@@ -418,7 +418,7 @@ def test_any_rounds_through_any_window_arrive(populated: set[int], rounds: list[
                 dirty = RangeTable.from_pages(np.array(sorted(pages)))
                 fill(pair, dirty, rng)
                 sending.transfer.send(index, "dirty", dirty)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert sending.endpoint.registered == serving.endpoint.registered
         assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
 
@@ -432,7 +432,7 @@ def test_a_window_takes_few_requests_where_little_is_missing(monkeypatch: pytest
         sending = Sending(pair, "windowed", 64 * GRANULE)
         with served(pair, None, 64 * GRANULE):
             sending.bulk(everything)
-            sending.talk.say(MessageType.STATE, {"state_bytes": 0})
+            sending.talk.say(MessageType.DIGESTS)
         assert sending.endpoint.registrations == 8
 
 
@@ -445,7 +445,7 @@ def release(pair: Pair, asked: list[RangeTable], released: list[RangeTable]) -> 
             talk.expect([MessageType.REGISTER_RESULT], 10)
         for ranges in released:
             talk.say(MessageType.RELEASE, blob=ranges.to_bytes())
-        talk.say(MessageType.STATE, {"state_bytes": 0})
+        talk.say(MessageType.DIGESTS)
     return serving.endpoint.registered
 
 

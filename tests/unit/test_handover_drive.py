@@ -38,7 +38,7 @@ class Copy:
 
     def __init__(self, state: RunState | None = RunState.PAUSED) -> None:
         self.state = state
-
+        self.announced = False
         self.deaf = False
 
     @property
@@ -55,6 +55,9 @@ class Copy:
     def cont(self) -> None:
         self.status()
         self.state = RunState.RUNNING
+
+    def announce(self) -> None:
+        self.announced = True
 
     def quit(self) -> None:
         self.state = None
@@ -94,6 +97,24 @@ def test_a_destination_whose_copy_is_gone_says_so_instead_of_taking(event: Event
     handover.happen(event)
     assert (entry(journal), handover.state) == (Entry.DISCARDED, State.DISCARDED)
     assert (1, Fact.DISCARDED) in record.known
+
+
+def test_a_copy_that_does_not_answer_is_not_lost(journal: Journal) -> None:
+    copy = Copy()
+    handover = standing(journal, Record((1, Fact.GIVEN)), copy, Side.DESTINATION, Entry.READY)
+    copy.deaf = True
+    with pytest.raises(HostError):
+        recover(handover)
+    assert entry(journal) is Entry.TAKEN
+    copy.deaf = False
+    assert recover(recovering(journal, cast(Pairing, Record()), cast(Guest, copy))) is State.TAKEN
+    assert copy.state is RunState.RUNNING
+
+
+def test_the_network_is_told_where_the_guest_runs(journal: Journal) -> None:
+    copy = Copy()
+    standing(journal, Record(), copy, Side.DESTINATION, Entry.READY).happen(Event.GIVEN)
+    assert copy.announced
 
 
 def test_the_source_goes_on_with_what_the_destination_lost(journal: Journal) -> None:

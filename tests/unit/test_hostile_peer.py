@@ -6,11 +6,13 @@ import struct
 from collections import deque
 from typing import cast
 
+import numpy as np
 import pytest
 
 from config.errors import MessageError, PeerError, PeerLostError
 from workers import destination, source
 from workers.conversation import Conversation
+from workers.digests import PageDigests
 from workers.protocol import VERSION, Message, MessageType, decode, encode
 from workers.transports.contract import Endpoint
 
@@ -69,10 +71,11 @@ def test_the_peers_words_cannot_drive_an_operators_terminal() -> None:
     assert "\x1b" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [-1, 3, 17, 1 << 40])
-def test_a_device_state_that_does_not_fit_its_message_is_refused(size: int) -> None:
-    with pytest.raises(MessageError):
-        destination._parts(Message(MessageType.STATE, {"state_bytes": size}, bytes(16)))
+@pytest.mark.parametrize("size", [1, 7, 17])
+def test_digests_that_were_cut_are_refused(size: int) -> None:
+    memory = np.zeros(1 << 20, np.uint8)
+    with pytest.raises(MessageError, match="no whole number"):
+        destination._compare(PageDigests(memory.data, memory.size), bytes(size), 1 << 20)
 
 
 @pytest.mark.parametrize("blob", [b"", bytes(7), bytes(24)])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tasks.one_machine.host import LocalHost
+from tasks.records import MigrationRecord
 from tests.conftest import missing
 from tests.faults.harmed_fleet import HarmedFleet, let_go_on
 from tests.faults.test_kills import side_of
@@ -20,6 +21,7 @@ from tests.redis_server import find_server
 from tests.until import until
 from tests.vm.machine import await_ticks, said, vm_spec
 from workers.guests.contract import Guest
+from workers.guests.qemu.command import Places
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
 from workers.pairing.contract import Side
@@ -34,6 +36,17 @@ class HarmedVms(HarmedFleet):
         guest = host.guests.start_qemu(vm_spec(name, rate=dirty_rate >> 20))
         await_ticks(guest, 5)
         return guest
+
+    def places(self, guest: str) -> Places:
+        """Where the machine lies on its source."""
+        found = self.alpha.guests.open(guest)
+        assert isinstance(found, QemuGuest)
+        return found.places
+
+    def ended(self, migration: str) -> MigrationRecord | None:
+        """The record once a mover said how it ended, settled or not."""
+        record = self.record(migration)
+        return record if record is not None and record.message else None
 
     def assert_whole(self, copy: Guest) -> None:
         """It has looked at all of its pages since."""
@@ -100,4 +113,39 @@ def test_a_machine_whose_qemu_dies_is_gone_and_leaves_no_copy(fleet: HarmedVms, 
     let_go_on(pid)
     assert fleet.settled(migration).state == "failed"
     assert not fleet.copies(guest)
+    fleet.alpha.guests.stop(guest)
+
+
+def test_a_device_state_that_does_not_load_leaves_the_machine_where_it_is(fleet: HarmedVms) -> None:
+    fleet.fault.write_text("damage-state")
+    guest, migration = fleet.begin(keep_fault=True)
+    ended = fleet.settled(migration)
+    assert ended.state == "failed"
+    assert "could not load its device state" in ended.message, ended.message
+    fleet.assert_runs_once(guest, "alpha")
+
+
+def test_a_machine_whose_monitor_is_gone_moves_by_its_other_one(fleet: HarmedVms) -> None:
+    guest, migration = fleet.begin(point="source.survey")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    fleet.places(guest).monitor.unlink()
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "completed"
+    fleet.assert_runs_once(guest, "beta")
+
+
+def test_a_machine_that_nobody_can_ask_any_more_is_left_running(fleet: HarmedVms) -> None:
+    guest, migration = fleet.begin(point="source.pairing")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    places = fleet.places(guest)
+    for path in (places.monitor, places.status):
+        path.unlink()
+    let_go_on(pid)
+    ended = until("the mover's end", lambda: fleet.ended(migration))
+    assert "cannot be asked" in ended.message, ended.message
+    copy = fleet.alpha.guests.open(guest)
+    assert isinstance(copy, QemuGuest)
+    assert not await_ticks(copy, 5)[-1].bad
+    os.kill(copy.pid, signal.SIGKILL)
+    assert fleet.settled(migration).state == "failed"
     fleet.alpha.guests.stop(guest)

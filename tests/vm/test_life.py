@@ -99,8 +99,8 @@ def test_it_starts_with_every_device_that_a_shape_can_name(guests: LocalGuests, 
         path.write_bytes(bytes(1 << 20))
         disks.append({"path": str(path), "cache": cache, "aio": aio, "read_only": number == 3})
     made = guests.start_qemu(vm_spec("vm3", disks=disks, nics=[{"mac": "52:54:00:00:00:01"}], balloon=True, vcpus=2))
+    assert made.protect(lambda: "protected") == "protected"
     made.stop()
-    made.drain()
     made.close()
     with Monitor("vm3", made.places.status) as monitor:
         blocks = {block["inserted"]["file"] for block in monitor.execute("query-block")}

@@ -6,8 +6,10 @@ its device state. A guest is a process in a session of its own; it outlives ever
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from workers.ram import BlockFile
 
@@ -18,6 +20,39 @@ class RunState(StrEnum):
     INMIGRATE = "inmigrate"  # incoming: paused, no device state loaded yet
     PAUSED = "paused"
     RUNNING = "running"
+
+
+#: Carries a piece of device state, or of an answer to it, to the other side; callable from any thread. b"": the last.
+Send = Callable[[bytes], None]
+_T = TypeVar("_T")
+
+
+class OutgoingState(Protocol):
+    """Device state on its way out of a guest. What can go before the pause goes with the guest's `stop`."""
+
+    def save(self) -> None:
+        """Send what is left of the paused guest's state. Returns when the guest has begun to."""
+        ...
+
+    def answer(self, piece: bytes) -> None:
+        """Hand over what the incoming guest's process says back."""
+        ...
+
+    def completed(self) -> bool:
+        """Whether the guest has heard (by `answer`) that the other one has it all. Raises HostError if it failed."""
+        ...
+
+
+class IncomingState(Protocol):
+    """Device state on its way into a guest."""
+
+    def feed(self, piece: bytes) -> None:
+        """Hand over one piece. Raises HostError when the guest takes no more."""
+        ...
+
+    def loaded(self) -> bool:
+        """Whether the guest, still paused, has all of it. Raises HostError when it does not fit."""
+        ...
 
 
 class Guest(Protocol):
@@ -49,16 +84,23 @@ class Guest(Protocol):
         """Resume. Harmless when already running."""
         ...
 
-    def drain(self) -> None:
-        """Wait for writes to guest memory that page tables cannot see (block I/O by DMA) to land; no-op without any."""
+    def protect(self, protecting: Callable[[], _T]) -> _T:
+        """What `protecting` returns, which protects pages of the running guest.
+
+        Before this returns, every write that page tables cannot see (block I/O by DMA) and that was under way landed.
+        """
         ...
 
-    def save_state(self) -> bytes:
-        """Device state of the paused guest."""
+    def outgoing_state(self, send: Send) -> AbstractContextManager[OutgoingState]:
+        """Make ready to hand device state over; the guest runs on. `stop`, then `save`, within the context."""
         ...
 
-    def load_state(self, state: bytes) -> None:
-        """Give an incoming guest its device state; it stays paused. Raises HostError when the state does not fit."""
+    def incoming_state(self, send: Send) -> AbstractContextManager[IncomingState]:
+        """Make an incoming guest ready for its device state; `send` carries what its process answers."""
+        ...
+
+    def announce(self) -> None:
+        """Tell the network that the guest, which runs, is here; no-op without one."""
         ...
 
     def userfaultfd(self) -> int:

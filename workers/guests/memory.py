@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from config.errors import HostError, RequestError
-from workers.guests.contract import RunState
+from workers.guests.contract import IncomingState, OutgoingState, RunState, Send
 from workers.guests.control import Reply, ask, check_path
 from workers.guests.memory_spec import MemoryGuestSpec
 from workers.guests.places import last_line, make_directory, make_ram, ram_path
@@ -34,6 +35,7 @@ QUIT_SECONDS = 5.0
 #: Reading and comparing everything: about 1 s/GiB on an idle host, 5 to be safe on a busy one.
 CHECK_SECONDS_PER_GIB = 5.0
 
+_T = TypeVar("_T")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -87,8 +89,12 @@ class MemoryGuest:
         """Resume. Harmless when already running."""
         self._ask("cont")
 
-    def drain(self) -> None:
+    def protect(self, protecting: Callable[[], _T]) -> _T:
         """Nothing to wait for: this guest has no devices that write to its memory."""
+        return protecting()
+
+    def announce(self) -> None:
+        """Nothing to tell: this guest has no network."""
 
     def save_state(self) -> bytes:
         """Device state of the paused guest: a few hundred bytes of JSON, whatever its size."""
@@ -101,6 +107,17 @@ class MemoryGuest:
         except UnicodeDecodeError:
             raise HostError(f"the device state for guest {self.name} is not text: was it cut on its way?") from None
         self._ask("load", {"state": text})
+
+    @contextlib.contextmanager
+    def outgoing_state(self, send: Send) -> Iterator[OutgoingState]:
+        """All of it goes in one piece, once the guest is paused."""
+        yield _Outgoing(self, send)
+
+    @contextlib.contextmanager
+    def incoming_state(self, send: Send) -> Iterator[IncomingState]:
+        """Loaded when all of it is there; nothing is answered."""
+        del send
+        yield _Incoming(self)
 
     def userfaultfd(self) -> int:
         """A userfaultfd of the guest's process, as a descriptor of ours; the guest keeps none."""
@@ -162,6 +179,39 @@ class MemoryGuest:
     def _ask(self, command: str, arguments: dict[str, Any] | None = None, seconds: float = ANSWER_SECONDS) -> Reply:
         self._living()
         return ask(self._directory / "control", command, arguments or {}, seconds)
+
+
+class _Outgoing:
+    def __init__(self, guest: MemoryGuest, send: Send) -> None:
+        self._guest = guest
+        self._send = send
+
+    def save(self) -> None:
+        self._send(self._guest.save_state())
+        self._send(b"")
+
+    def answer(self, piece: bytes) -> None:
+        """None ever comes."""
+
+    def completed(self) -> bool:
+        return True
+
+
+class _Incoming:
+    def __init__(self, guest: MemoryGuest) -> None:
+        self._guest = guest
+        self._pieces: list[bytes] = []
+        self._loaded = False
+
+    def feed(self, piece: bytes) -> None:
+        if piece:
+            self._pieces.append(piece)
+        elif not self._loaded:
+            self._guest.load_state(b"".join(self._pieces))
+            self._loaded = True
+
+    def loaded(self) -> bool:
+        return self._loaded
 
 
 def _block(spec: MemoryGuestSpec) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Handover:
 
     def happen(self, event: Event) -> None:
         """Take the table's step. Raises what an action raises; the state is then as before, or as journalled."""
-        if self.side is Side.DESTINATION and event in (Event.GIVEN, Event.RECOVER) and not self._copy_is_here():
+        if self.side is Side.DESTINATION and event in (Event.GIVEN, Event.RECOVER) and self._process_is_gone():
             event = Event.LOST
         before = self.state
         row = step(self.side, before, event)
@@ -141,10 +141,14 @@ class Handover:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def await_ready(self) -> None:
-        """The source waits for the destination's READY, and gives. Cancel counts until it is heard."""
+    def await_ready(self, completed: Callable[[], bool]) -> None:
+        """The source waits for the destination's READY, and gives. Cancel counts until it is heard.
+
+        `completed`: whether the guest here has come to its end too. One still at it might resume by itself.
+        """
         assert self._talk is not None
         self._talk.expect([MessageType.READY], _READY_TIMEOUT)
+        self._talk.attend(completed, _READY_TIMEOUT, "the guest was not told by its incoming twin that it is complete")
         self.happen(Event.READY)
 
     def await_taken(self) -> None:
@@ -231,12 +235,16 @@ class Handover:
 
     def cont(self) -> None:
         """Resume the guest. A source whose guest has ended has nothing to resume, and must still end the attempt."""
+        guest = self._the_guest()
         try:
-            self._the_guest().cont()
+            guest.cont()
         except HostError as error:
             if self.side is Side.DESTINATION or not self._process_is_gone():
                 raise
             log.error("the guest is not resumed: %s", error)
+        else:
+            with contextlib.suppress(HostError):  # it runs, which is what counts; the network learns by its next packet
+                guest.announce()
 
     def drop(self) -> None:
         """End this side's copy; there may be none."""
@@ -250,16 +258,8 @@ class Handover:
 
     def require_copy(self) -> None:
         """Raise HostError when there is nothing here to resume."""
-        self._the_guest().status()
-
-    def _copy_is_here(self) -> bool:
-        if self.guest is None:
-            return False
-        try:
-            self.guest.status()
-        except HostError:
-            return False
-        return True
+        if self._process_is_gone():
+            raise HostError("the guest's process is gone from this host: its memory is lost; see the other host's copy")
 
     def _process_is_gone(self) -> bool:
         """Gone for certain; a guest that only does not answer is not."""

@@ -22,13 +22,13 @@ _NEXT = frozenset(
         MessageType.WRITTEN,
         MessageType.ROUND_END,
         MessageType.HELD_REQUEST,
-        MessageType.STATE,
+        MessageType.DIGESTS,
     }
 )
 
 
 class Incoming:
-    """Serves one source until it sends the device state. A context manager: it owns a digesting thread.
+    """Serves one source until all memory is written. A context manager: it owns a digesting thread.
 
     Digesting runs beside serving, so that registration is never kept waiting by it. `digests` is None when `verify-ram`
     is off.
@@ -60,10 +60,10 @@ class Incoming:
         self._digesting.shutdown(wait=True, cancel_futures=True)
 
     def serve(self, progress: Callable[[], None]) -> Message:
-        """Serve until STATE, which is returned with everything written before it digested."""
+        """Serve until DIGESTS, which is returned with everything written before it digested."""
         while True:
             message = self._talk.expect(_NEXT, self._silence)
-            if message.type is MessageType.STATE:
+            if message.type is MessageType.DIGESTS:
                 self._finish_digests()
                 return message
             self._serve(message)

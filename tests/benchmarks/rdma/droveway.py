@@ -166,15 +166,15 @@ def _send(
     transfer.send_batches(0, "bulk", populated.size, transfer.prepare(populated))
     transfer.send(1, "final", EMPTY)
     check = digests.rollup(rollup_unit(ram.size, parameters.chunk_size)).astype("<u8").tobytes() if digests else b""
-    talk.say(MessageType.STATE, {"state_bytes": 0}, check)
+    talk.say(MessageType.DIGESTS, blob=check)
     talk.expect([MessageType.READY], _SECONDS)
 
 
 def _serve(endpoint: Endpoint, talk: Conversation, ram: Ram, digests: PageDigests | None) -> None:
     with Incoming(endpoint, talk, ram, digests, _SECONDS) as incoming:
-        state = incoming.serve(lambda: None)
+        said = incoming.serve(lambda: None)
         if digests:
             unit = rollup_unit(ram.size, MigrationParameters().chunk_size)
-            if differing(digests.rollup(unit), np.frombuffer(state.blob, "<u8").astype(np.uint64), unit):
+            if differing(digests.rollup(unit), np.frombuffer(said.blob, "<u8").astype(np.uint64), unit):
                 raise RuntimeError("the digests differ")
         talk.say(MessageType.READY, {"epoch": 1})

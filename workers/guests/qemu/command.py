@@ -42,6 +42,11 @@ class Places:
         return self.directory / "console.log"
 
     @property
+    def log(self) -> Path:
+        """What QEMU says once it is up: a daemon has no standard error."""
+        return self.directory / "qemu.log"
+
+    @property
     def pid_file(self) -> Path:
         """Written by QEMU once it is up."""
         return self.directory / "qemu.pid"
@@ -51,6 +56,8 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
     """QEMU's arguments. An incoming guest waits for `migrate-incoming`, and stays paused until `cont` (-S)."""
     words = [places.binary, "-name", f"guest={spec.name}", "-uuid", str(spec.uuid)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-daemonize", "-pidfile", str(places.pid_file)]
+    # Of what -d can turn on, page logs nothing in a machine; without any, -D is not even opened.
+    words += ["-d", "page", "-D", str(places.log)]
     words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={RAM_ID}", "-cpu", spec.cpu]
     words += ["-smp", str(spec.vcpus), "-m", f"{spec.memory >> 20}M"]
     words += ["-object", _json(_ram(spec, places))]

@@ -1,7 +1,7 @@
 """An unmodified QEMU as the stages see it: we move its RAM, which is a shared file; it moves its device state itself.
 
 On its host it is a directory, `STATE/guests/NAME/`, with guest.json (shape, RAM file, binary), pid, the sockets monitor
-and status (QMP) and console, console.log and log, and a RAM file in `ram_dir`.
+and status (QMP) and console, console.log, log (of its start), qemu.log, and a RAM file in `ram_dir`.
 """
 
 from __future__ import annotations
@@ -10,34 +10,32 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from config.errors import HostError, RequestError
-from workers.guests.contract import RunState
+from workers.guests.contract import IncomingState, OutgoingState, RunState, Send
 from workers.guests.control import check_path
 from workers.guests.places import make_directory, make_ram, ram_path
 from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.command import RAM_ID, Places, command_line
+from workers.guests.qemu.draining import drains
 from workers.guests.qemu.injection import userfaultfd_in
 from workers.guests.qemu.monitor import Monitor
 from workers.guests.qemu.spec import QemuGuestSpec
+from workers.guests.qemu.state import IncomingQemuState, OutgoingQemuState, end_migration, last_words
 from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
 
 BINARY = "qemu-system-x86_64"
 START_SECONDS = 60.0
 QUIT_SECONDS = 10.0
-#: QEMU's own stream: device state and ROMs, 0.3 to 1 MiB, with a used framebuffer up to 17.
-_STATE_SECONDS = 60.0
-#: Its default of 128 MiB/s would lengthen the pause.
-_BANDWIDTH = 10 << 30
 _PAUSED = frozenset({"paused", "prelaunch", "postmigrate", "finish-migrate", "save-vm", "restore-vm"})
+
+
+_T = TypeVar("_T")
 
 
 class QemuGuest:
@@ -60,6 +58,11 @@ class QemuGuest:
         self.name = self.spec.name
         self._process = ProcessIdentity.read(directory / "pid")
         self._monitor: Monitor | None = None
+        self._outgoing: OutgoingQemuState | None = None
+        #: Whether this handle gave it its device state.
+        self._incoming = False
+        #: Whether an empty transaction drains; None: not tried yet.
+        self._drains: bool | None = None
 
     @property
     def pid(self) -> int:
@@ -85,41 +88,56 @@ class QemuGuest:
 
     def stop(self) -> None:
         """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns."""
-        self._moving().execute("stop")
+        if self._outgoing is not None:
+            self._outgoing.pause()
+        else:
+            self._moving().execute("stop")
 
     def cont(self) -> None:
-        """Resume. Harmless when already running."""
-        self._moving().execute("cont")
-
-    def drain(self) -> None:
-        """Wait until no disk writes to guest memory: an empty transaction drains all of them (QEMU to date)."""
-        self._moving().execute("transaction", actions=[])
-
-    def save_state(self) -> bytes:
-        """QEMU's own migration stream of the paused guest, without the RAM."""
+        """Resume, also from a switch-over that went no further. Harmless when already running."""
         monitor = self._moving()
-        _set_up(monitor)
-        with _stream(monitor) as ours, ThreadPoolExecutor(1, "state") as reader:
-            reading = reader.submit(_read_all, ours)
+        if not self._incoming:  # else its own migration is complete, and this is the pause
+            end_migration(monitor)
+        monitor.execute("cont")
+
+    def protect(self, protecting: Callable[[], _T]) -> _T:
+        """What `protecting` returns; then, or around it, the disks are drained (see draining.py)."""
+        if not self.spec.disks:
+            return protecting()
+        if self._drains is None:
+            self._drains = drains(Path(f"/proc/{self.pid}/exe"), self._directory)
+        monitor = self._moving()
+        if self._drains:
+            protected = protecting()
+            monitor.execute("transaction", actions=[])
+            return protected
+        monitor.execute("stop")  # which drains them, as documented, and costs the guest a short pause
+        try:
+            return protecting()
+        finally:
+            monitor.execute("cont")
+
+    @contextlib.contextmanager
+    def outgoing_state(self, send: Send) -> Iterator[OutgoingState]:
+        """QEMU's own migration, without the RAM; within it, `stop` lets QEMU pause the guest for the switch-over."""
+        with OutgoingQemuState(self.name, self._moving(), self._last_words, send) as state:
+            self._outgoing = state
             try:
-                monitor.execute("migrate", uri="fd:stream")
-                self._await_completed(monitor)
-                return reading.result(_STATE_SECONDS)
+                yield state
             finally:
-                with contextlib.suppress(OSError):  # it has ended; else the reader would wait for ever
-                    ours.shutdown(socket.SHUT_RDWR)
+                self._outgoing = None
 
-    def load_state(self, state: bytes) -> None:
-        """Give an incoming guest its device state; it stays paused. Raises HostError when QEMU cannot load it."""
-        monitor = self._moving()
-        _set_up(monitor)
-        with _stream(monitor) as ours:
-            monitor.execute("migrate-incoming", uri="fd:stream")
-            ours.settimeout(_STATE_SECONDS)
-            with contextlib.suppress(OSError):  # QEMU tells below why it took no more
-                ours.sendall(state)
-                ours.shutdown(socket.SHUT_WR)
-            self._await_completed(monitor)
+    @contextlib.contextmanager
+    def incoming_state(self, send: Send) -> Iterator[IncomingState]:
+        """QEMU's own migration, without the RAM; it waits from now on."""
+        with IncomingQemuState(self.name, self._moving(), self._last_words, send) as state:
+            self._incoming = True
+            yield state
+
+    def announce(self) -> None:
+        """Let QEMU's network cards say for a second where they are (RARP, and the guest's own driver), as QEMU does."""
+        if self.spec.nics:
+            self._moving().execute("announce-self", initial=50, max=550, rounds=5, step=100)
 
     def userfaultfd(self) -> int:
         """A userfaultfd made inside QEMU, as a descriptor of ours; QEMU keeps none."""
@@ -161,23 +179,8 @@ class QemuGuest:
         """All that the guest's serial console said on this host."""
         return self.places.console_log.read_text("utf-8", "replace")
 
-    def _await_completed(self, monitor: Monitor) -> None:
-        """Raises HostError with QEMU's reason when its migration failed."""
-
-        def ended(event: dict[str, Any]) -> bool:
-            return event["event"] == "MIGRATION" and event["data"]["status"] in ("completed", "failed", "cancelled")
-
-        event = monitor.await_event(ended, _STATE_SECONDS, "move its device state")
-        if event["data"]["status"] != "completed":
-            try:
-                reason = monitor.execute("query-migrate")["error-desc"]
-            except (HostError, KeyError):  # an incoming one that cannot load ends, and says why in its log
-                reason = _last_words(self._directory / "log")
-            raise HostError(f"QEMU of guest {self.name} could not move its device state: {reason}")
-        # The event comes before the last step of it, in which `cont` would be refused.
-        until = time.monotonic() + _STATE_SECONDS
-        while monitor.execute("query-status")["status"] == "finish-migrate" and time.monotonic() < until:
-            time.sleep(0.001)
+    def _last_words(self) -> str:
+        return last_words(self.places.log)
 
     def _asked_to_quit(self) -> bool:
         if self._process is None:
@@ -197,39 +200,13 @@ class QemuGuest:
         """The connection that this handle keeps from its first command on: making one costs milliseconds of a pause."""
         self._living()
         if self._monitor is None:
-            self._monitor = Monitor(self.name, self.places.monitor)
+            path = self.places.monitor if self.places.monitor.exists() else self.places.status
+            self._monitor = Monitor(self.name, path)
         return self._monitor
-
-
-def _read_all(line: socket.socket) -> bytes:
-    chunks = []
-    while got := line.recv(1 << 20):
-        chunks.append(got)
-    return b"".join(chunks)
 
 
 def _block(spec: QemuGuestSpec) -> dict[str, Any]:
     return {"id": RAM_ID, "size": spec.memory, "page_size": PAGE_SIZE}
-
-
-def _set_up(monitor: Monitor) -> None:
-    # late-block-activate: a destination takes the locks of its disks when it is told to run, not when it has loaded, so
-    # that until then the source can always go on.
-    on = {"x-ignore-shared": True, "events": True, "late-block-activate": True}
-    monitor.execute(
-        "migrate-set-capabilities", capabilities=[{"capability": name, "state": state} for name, state in on.items()]
-    )
-    monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
-
-
-@contextlib.contextmanager
-def _stream(monitor: Monitor) -> Iterator[socket.socket]:
-    """A connection to QEMU that it knows as fd:stream."""
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            monitor.send_descriptor("stream", theirs.fileno())
-        yield ours
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
@@ -301,14 +278,8 @@ def _spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
         ) from None
     process = _started(places)
     if ended.returncode or process is None:
-        raise HostError(f"QEMU of guest {spec.name} did not start: {_last_words(log)}")
+        raise HostError(f"QEMU of guest {spec.name} did not start: {last_words(log)}")
     process.write(places.directory / "pid")
-
-
-def _last_words(log: Path) -> str:
-    """QEMU says what is wrong in a line or two, and may add advice."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    return "; ".join([line for line in lines if line][-3:]) or "it ended without a word"
 
 
 def _started(places: Places) -> ProcessIdentity | None:

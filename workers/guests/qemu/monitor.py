@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,8 @@ from typing import Any, Self, TypeVar
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from config.errors import HostError
+
+log = logging.getLogger("droveway.qemu")
 
 _T = TypeVar("_T")
 
@@ -37,6 +40,8 @@ class Monitor:
         """Connect. Raises HostError: there is no such socket, or somebody else holds it."""
         self._name = name
         self._loop = asyncio.new_event_loop()
+        # Where QEMU ends first, qemu.qmp leaves errors behind that asyncio complains of when they are collected.
+        self._loop.set_exception_handler(lambda _, context: log.debug("qemu.qmp: %s", context["message"]))
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient(name)
@@ -79,6 +84,10 @@ class Monitor:
 
     def await_event(self, good: Callable[[dict[str, Any]], bool], seconds: float, what: str) -> dict[str, Any]:
         """The next event that is `good`; others are passed over. Raises HostError when none comes in time."""
+        return self.result(self.coming(good, what), seconds, what)
+
+    def coming(self, good: Callable[[dict[str, Any]], bool], what: str) -> Future[dict[str, Any]]:
+        """The next event that is `good`, to be asked for at any time; `result` waits for it. One at a time."""
 
         async def find() -> dict[str, Any]:
             gone = asyncio.ensure_future(self._disconnected())
@@ -95,7 +104,7 @@ class Monitor:
             finally:
                 await _cancelled(coming, gone)
 
-        return self._run(asyncio.wait_for(find(), seconds), seconds + 1, what)
+        return asyncio.run_coroutine_threadsafe(find(), self._loop)
 
     async def _disconnected(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
@@ -113,7 +122,10 @@ class Monitor:
             self._stop()
 
     def _run(self, coroutine: Coroutine[Any, Any, _T], seconds: float, what: str) -> _T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return self.result(asyncio.run_coroutine_threadsafe(coroutine, self._loop), seconds, what)
+
+    def result(self, future: Future[_T], seconds: float, what: str) -> _T:
+        """What comes of it. Raises HostError when nothing does within so many seconds, or QEMU is gone."""
         try:
             return future.result(seconds)
         except (FutureTimeoutError, TimeoutError):

@@ -1,0 +1,161 @@
+"""QEMU's device state from one QEMU into another, in pieces, without workers: how it arrives, and what goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.errors import HostError
+from tests.until import until
+from tests.vm.machine import await_ticks, vm_spec
+from workers.guests.contract import RunState
+from workers.guests.local import LocalGuests
+from workers.guests.qemu.draining import drains
+from workers.guests.qemu.guest import BINARY, QemuGuest
+from workers.guests.qemu.monitor import Monitor
+
+
+class Hosts:
+    """Two hosts, a guest of the one, and its incoming twin on the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.hosts = []
+        for name in ("alpha", "beta"):
+            (path / name / "ram").mkdir(parents=True)
+            self.hosts.append(LocalGuests(path / name / "state", path / name / "ram"))
+        self.guest = self.hosts[0].start_qemu(vm_spec("vm1", balloon=True, nics=[{"mac": "52:54:00:00:00:01"}]))
+        self.twin: QemuGuest | None = None
+        await_ticks(self.guest, 5)
+
+    def make_twin(self, **other: Any) -> QemuGuest:
+        described = self.guest.description()
+        made = self.hosts[1].incoming(described | {"shape": described["shape"] | other})
+        assert isinstance(made, QemuGuest)
+        self.twin = made
+        return made
+
+    def hand_over(self, twin: QemuGuest, change: Callable[[bytes], bytes] = lambda piece: piece) -> None:
+        """All of it, as the workers do it; raises what the twin says."""
+        backward: list[bytes] = []
+        with (
+            twin.incoming_state(backward.append) as incoming,
+            self.guest.outgoing_state(lambda piece: incoming.feed(change(piece))) as outgoing,
+        ):
+            self.guest.stop()
+            shutil.copyfile(self.guest.places.ram, twin.places.ram)
+            outgoing.save()
+            until("the state is loaded", incoming.loaded, 30)
+
+            def completed() -> bool:
+                while backward:
+                    outgoing.answer(backward.pop(0))
+                return outgoing.completed()
+
+            until("the source knows", completed, 30)
+
+    def end(self) -> None:
+        self.guest.close()
+        if self.twin is not None:
+            self.twin.close()
+        for guests in self.hosts:
+            for left in guests.list():
+                guests.stop(left.name)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    made = Hosts(tmp_path)
+    yield made
+    made.end()
+
+
+def goes_on(guest: QemuGuest) -> None:
+    assert guest.status() is RunState.RUNNING
+    assert not await_ticks(guest, 5)[-1].bad
+
+
+def test_it_arrives_and_the_guest_waits_there_until_it_is_told_to_run(hosts: Hosts) -> None:
+    twin = hosts.make_twin()
+    hosts.hand_over(twin)
+    assert twin.status() is hosts.guest.status() is RunState.PAUSED
+    twin.cont()
+    twin.announce()
+    goes_on(twin)
+    assert hosts.guest.status() is RunState.PAUSED
+
+
+def test_a_source_that_has_sent_it_all_can_still_go_on(hosts: Hosts) -> None:
+    twin = hosts.make_twin()
+    hosts.hand_over(twin)
+    twin.quit()
+    hosts.guest.cont()
+    goes_on(hosts.guest)
+
+
+def test_a_damaged_state_is_refused_in_qemus_words_and_the_source_goes_on(hosts: Hosts) -> None:
+    twin = hosts.make_twin()
+    with pytest.raises(HostError, match=r"could not (load|move) its device state: .+"):
+        hosts.hand_over(twin, lambda piece: piece[:-1] + bytes([piece[-1] ^ 0xFF]) if piece else piece)
+    hosts.guest.cont()
+    goes_on(hosts.guest)
+
+
+@pytest.mark.parametrize("other", [{"balloon": False}, {"nics": []}, {"machine": "pc-q35-7.1"}, {"vcpus": 2}])
+def test_a_twin_of_another_shape_does_not_load_it_and_the_source_goes_on(hosts: Hosts, other: dict[str, Any]) -> None:
+    twin = hosts.make_twin(**other)
+    with pytest.raises(HostError, match=r"could not (load|move) its device state: .+"):
+        hosts.hand_over(twin)
+    hosts.guest.cont()
+    goes_on(hosts.guest)
+
+
+def test_a_guest_that_was_left_paused_for_its_switch_over_is_resumed_by_another_handle(hosts: Hosts) -> None:
+    with hosts.guest.outgoing_state(lambda piece: None):
+        hosts.guest.stop()
+    hosts.guest.close()
+    assert hosts.guest.status() is RunState.PAUSED
+    found = hosts.hosts[0].open("vm1")
+    found.cont()
+    found.close()
+    goes_on(hosts.guest)
+    twin = hosts.make_twin()
+    hosts.hand_over(twin)
+    twin.cont()
+    goes_on(twin)
+
+
+def test_an_empty_transaction_drains_and_the_trial_would_see_it_if_it_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = Path(shutil.which(BINARY) or BINARY)
+    assert drains(binary, tmp_path)
+    real = Monitor.execute
+
+    def without(self: Monitor, command: str, *more: Any, **arguments: Any) -> Any:
+        return None if command == "transaction" else real(self, command, *more, **arguments)
+
+    monkeypatch.setattr(Monitor, "execute", without)
+    assert not drains(binary, tmp_path)
+    assert not drains(Path("/nowhere/qemu"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_it_does_not_drain_the_guest_is_paused_while_pages_are_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.guests.qemu.guest.drains", lambda binary, directory: False)
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    guests = LocalGuests(tmp_path / "state", tmp_path)
+    guest = guests.start_qemu(vm_spec("vm1", disks=[{"path": str(disk)}]))
+    assert guest.protect(guest.status) is RunState.PAUSED
+    assert guest.status() is RunState.RUNNING
+    with pytest.raises(ZeroDivisionError):
+        guest.protect(lambda: 1 // 0)
+    assert guest.status() is RunState.RUNNING
+    guest.close()
+    guests.stop("vm1")

@@ -1,0 +1,203 @@
+"""QEMU's device state on its way: its own migration stream, without the RAM, in pieces through the workers' connection.
+
+    source: migrate fd:stream          what is large and at rest (ROMs, video memory) goes while the guest runs
+            ← pre-switchover           QEMU has paused the guest; it goes on when told to, once all RAM is over there
+            migrate-continue           devices
+            ← completed                the destination's QEMU said, by the return path, that it has all of it
+    destination: migrate-incoming fd:stream … ← completed; paused still (-S)
+
+A source that fails before its `completed` resumes the guest by itself (QEMU does), which is right: it owns it still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from config.errors import DrovewayError, HostError
+from workers.guests.contract import Send
+from workers.guests.qemu.monitor import Monitor
+
+#: Seconds for QEMU's own stream: device state and ROMs, 0.3 to 1 MiB, with a used framebuffer up to 17.
+STATE_SECONDS = 60.0
+#: Bytes/s. QEMU's default of 128 MiB/s would lengthen the pause.
+_BANDWIDTH = 10 << 30
+#: Bytes that go on at a time; QEMU writes 32 KiB at once.
+_PIECE = 256 << 10
+#: late-block-activate: a destination takes the locks of its disks when it is told to run, not when it has loaded, so
+#: that until then the source can always go on.
+_ON = ("x-ignore-shared", "events", "late-block-activate", "return-path")
+#: States of a migration that has not come to its end.
+_UNDER_WAY = frozenset({"setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug"})
+
+
+class _Stream:
+    """A connection to QEMU that it knows as fd:stream, both ways; what it says goes to `send` by a thread."""
+
+    def __init__(self, name: str, monitor: Monitor, send: Send) -> None:
+        self._name = name
+        self._ours, theirs = socket.socketpair()
+        # A QEMU that takes nothing must not keep us for ever; 64-bit struct timeval.
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(STATE_SECONDS), 0))
+        with theirs:
+            monitor.send_descriptor("stream", theirs.fileno())
+        self._thread = threading.Thread(target=self._carry, args=(send,), name="device state", daemon=True)
+        self._thread.start()
+
+    def _carry(self, send: Send) -> None:
+        try:
+            while piece := self._ours.recv(_PIECE):
+                send(piece)
+            send(b"")
+        except (OSError, DrovewayError):  # whoever waits for this state's end learns the reason itself
+            self._hang_up()
+
+    def write(self, piece: bytes) -> None:
+        """Raises HostError when QEMU takes no more: it has ended, or given its migration up."""
+        try:
+            if piece:
+                self._ours.sendall(piece)
+            else:
+                self._ours.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise HostError(f"QEMU of guest {self._name} takes no device state any more ({error.strerror})") from None
+
+    def close(self) -> None:
+        """QEMU sees the end of the connection."""
+        self._hang_up()
+        self._thread.join()
+        self._ours.close()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):  # QEMU did it first
+            self._ours.shutdown(socket.SHUT_RDWR)
+
+
+class _State:
+    """What both directions share: capabilities set, a stream, and the way in which QEMU's migration ends."""
+
+    def __init__(self, name: str, monitor: Monitor, last_words: Callable[[], str], send: Send, *more: str) -> None:
+        self._name = name
+        self._monitor = monitor
+        self._last_words = last_words
+        on = [{"capability": capability, "state": True} for capability in (*_ON, *more)]
+        monitor.execute("migrate-set-capabilities", capabilities=on)
+        monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
+        self._stream = _Stream(name, monitor, send)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def _migration(self, *wanted: str) -> Future[dict[str, Any]]:
+        """The coming event that says that the migration is in one of these states, or has failed."""
+        return self._monitor.coming(_is_migration({*wanted, "failed", "cancelled"}), "move its device state")
+
+    def _checked(self, event: dict[str, Any]) -> None:
+        if event["data"]["status"] in ("failed", "cancelled"):
+            raise HostError(f"QEMU of guest {self._name} could not move its device state: {self._reason()}")
+
+    def _reason(self) -> str:
+        try:
+            return str(self._monitor.execute("query-migrate")["error-desc"])
+        except (HostError, KeyError):  # an incoming one that cannot load ends, and says why in its log
+            return self._last_words()
+
+
+class OutgoingQemuState(_State):
+    """Implements `workers.guests.contract.OutgoingState`; `pause` is the guest's `stop`."""
+
+    def __init__(self, name: str, monitor: Monitor, last_words: Callable[[], str], send: Send) -> None:
+        super().__init__(name, monitor, last_words, send, "pause-before-switchover")
+
+    def pause(self) -> None:
+        """Send what can go while the guest runs; when this returns it is paused and its disks are drained."""
+        paused = self._migration("pre-switchover")
+        self._monitor.execute("migrate", uri="fd:stream")
+        self._checked(self._monitor.result(paused, STATE_SECONDS, "pause for the switch-over"))
+
+    def save(self) -> None:
+        """Let QEMU send its devices' state."""
+        self._completed = self._migration("completed")
+        self._monitor.execute("migrate-continue", state="pre-switchover")
+
+    def answer(self, piece: bytes) -> None:
+        """The return path."""
+        self._stream.write(piece)
+
+    def completed(self) -> bool:
+        """From then on QEMU does not resume the guest by itself any more."""
+        if not self._completed.done():
+            return False
+        self._checked(self._completed.result())
+        return True
+
+
+class IncomingQemuState(_State):
+    """Implements `workers.guests.contract.IncomingState`."""
+
+    def __init__(self, name: str, monitor: Monitor, last_words: Callable[[], str], send: Send) -> None:
+        super().__init__(name, monitor, last_words, send)
+        self._completed = self._migration("completed")
+        monitor.execute("migrate-incoming", uri="fd:stream")
+
+    def feed(self, piece: bytes) -> None:
+        """To QEMU, which loads while it reads."""
+        try:
+            self._stream.write(piece)
+        except HostError:
+            self.loaded()  # it may know why
+            raise
+
+    def loaded(self) -> bool:
+        """Raises HostError with what QEMU said last: one that cannot load what it reads ends."""
+        if not self._completed.done():
+            return False
+        try:
+            self._checked(self._completed.result())
+        except HostError:
+            raise HostError(
+                f"QEMU of guest {self._name} could not load its device state: {self._last_words()}"
+            ) from None
+        return True
+
+
+def end_migration(monitor: Monitor) -> None:
+    """Cancel what a mover left under way: a guest that it paused for a switch-over would stay so for ever.
+
+    Raises HostError when QEMU does not come to an end of it.
+    """
+    until = time.monotonic() + STATE_SECONDS
+    asked = False
+    while (said := monitor.execute("query-migrate")).get("status") in _UNDER_WAY:
+        if not asked:
+            monitor.execute("migrate_cancel")
+            asked = True
+        if time.monotonic() > until:
+            raise HostError(f"QEMU does not end its migration, which is {said['status']}: look at its log")
+        time.sleep(0.002)
+    while monitor.execute("query-status")["status"] == "finish-migrate" and time.monotonic() < until:
+        time.sleep(0.001)  # the last step of it, in which `cont` would be refused
+
+
+def last_words(*logs: Path) -> str:
+    """QEMU says what is wrong in a line or two, and may add advice."""
+    said = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
+    lines = [line.strip() for line in said.splitlines()]
+    return "; ".join([line for line in lines if line][-3:]) or "it ended without a word"
+
+
+def _is_migration(states: Collection[str]) -> Callable[[dict[str, Any]], bool]:
+    return lambda event: event["event"] == "MIGRATION" and event["data"]["status"] in states
