@@ -1,6 +1,7 @@
 """Faults on request, for the fault tests and for controls: what DROVEWAY_FAULT says, and nothing when it is not set.
 
     drop-final-dirty      the tracker forgets what was written last: the guest's own check must then see it
+    no-drain              pages are copied while a disk may still write to them: the guest must see it too
     stop-at=POINT         the mover stops itself (SIGSTOP) when it reaches POINT, so that a test can kill whom it likes
     file=PATH             read one of the above from PATH, anew for every mover
 
@@ -38,6 +39,11 @@ def _asked() -> str:
 def drops_final_dirty() -> bool:
     """Whether the tracker is to forget what was written last."""
     return _asked() == "drop-final-dirty"
+
+
+def leaves_out_drain() -> bool:
+    """Whether disks are not to be waited for between protecting a page and copying it."""
+    return _asked() == "no-drain"
 
 
 def point(name: str) -> None:
