@@ -20,7 +20,7 @@ _SAID = re.compile(r"tick=(\d+) bad=(\d+) written=(\d+) checked=(\d+)\r?$")
 _DISK_SAID = re.compile(r"^disk reads=(\d+) writes=(\d+) bad=(\d+)( ended)?\r?$", re.MULTILINE)
 _PONG = re.compile(r"^\d+ bytes from \S+ seq=(\d+) .*$", re.MULTILINE)
 #: An emulated boot takes 2 s on an idle core.
-_BOOT_SECONDS = 120.0
+_BOOT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)

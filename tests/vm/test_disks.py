@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from tests.until import until
+from tests.vm.disk_image import Judged, judge_disk, make_disk
 from tests.vm.fleet import VmFleet
+from tests.vm.machine import Console, await_ticks, end_disk_witness, vm_spec
 from tests.vm.slow_disk import MANY_ROUNDS, slow_reads
 from tests.vm.working_machine import Case, working_machine
+from workers.guests.contract import Guest
+from workers.guests.local import LocalGuests
+from workers.guests.qemu.monitor import CommandRefusedError
 
 CASES = (
     Case("threads", disk={"cache": "none", "aio": "threads"}),
@@ -52,3 +60,40 @@ def test_without_that_wait_the_memory_is_corrupted_and_the_witness_sees_it(vms: 
             if machine.move(capabilities=("verify-ram=off",), parameters=MANY_ROUNDS).bad:
                 return
     pytest.fail(f"{TRIES} moves without a drain, and every page is good: this test shows nothing any more")
+
+
+def test_a_twin_that_has_loaded_leaves_the_disk_to_its_source_until_it_is_to_run(tmp_path: Path) -> None:
+    hosts = []
+    for name in ("alpha", "beta"):
+        (tmp_path / name).mkdir()
+        hosts.append(LocalGuests(tmp_path / name / "state", tmp_path / name))
+    alpha, beta = hosts
+    disk = make_disk(tmp_path / "disk.raw")
+    with ExitStack() as stack, closing(Console()) as console:
+        stack.callback(alpha.stop, "vm1")
+        guest = alpha.start_qemu(vm_spec("vm1", **SLOW.shape(disk)))
+        stack.callback(guest.close)
+        console.follow(guest)
+        await_ticks(guest, 5)
+        stack.callback(beta.stop, "vm1")
+        twin = beta.incoming(guest.description())
+        stack.callback(twin.close)
+        guest.stop()
+        copy_ram(guest, twin)  # a disk's state is looked at together with what the guest's driver has in memory
+        twin.load_state(guest.save_state())
+        guest.cont()  # takes the locks of its disk again, which the twin must not have
+        written = console.disk()[-1].writes
+        until("more writes", lambda: console.disk()[-1].writes > written + 10, 60)
+        with pytest.raises(CommandRefusedError, match="lock"):
+            twin.cont()
+        end_disk_witness(guest)
+        until("the end of the disk's witness", lambda: console.disk()[-1].ended, 60)
+        last = console.disk()[-1]
+    assert not last.bad
+    assert judge_disk(disk) == Judged(writes=last.writes, bad=0)
+
+
+def copy_ram(source: Guest, destination: Guest) -> None:
+    for from_, to in zip(source.block_files(), destination.block_files(), strict=True):
+        with from_.path.open("rb") as read, to.path.open("r+b") as written:
+            shutil.copyfileobj(read, written)

@@ -25,7 +25,7 @@ _WITNESSED = 16
 _HELD = 4 * 64
 #: Bytes that a machine with a balloon has, and those that it is told to do with at every other move: it can spare them.
 _MEMORY, _LESS = 192 * MIB, 160 * MIB
-_SECONDS = 120.0
+_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
