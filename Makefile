@@ -34,5 +34,5 @@ setup: .venv/.installed
 	touch $@
 
 # Where no lab can be built the script says why and leaves no stamp; what needs the lab is then skipped.
-.lab/.installed: .venv/.installed ops/scripts/lab-setup tests/lab/init ops/vm/init ops/vm/witness.c
+.lab/.installed: .venv/.installed ops/scripts/lab-setup tests/lab/init $(wildcard ops/vm/*)
 	ops/scripts/lab-setup

@@ -2,6 +2,7 @@
 
     drop-final-dirty      the tracker forgets what was written last: the guest's own check must then see it
     damage-state          a byte of the guest's device state is turned round on its way
+    no-drain              pages are copied while a disk may still write to them: the guest must see it too
     stop-at=POINT         the mover stops itself (SIGSTOP) when it reaches POINT, so that a test can kill whom it likes
     file=PATH             read one of the above from PATH, anew for every mover
 
@@ -44,6 +45,11 @@ def drops_final_dirty() -> bool:
 def damages_state() -> bool:
     """Whether the device state is to arrive damaged."""
     return _asked() == "damage-state"
+
+
+def leaves_out_drain() -> bool:
+    """Whether disks are not to be waited for between protecting a page and copying it."""
+    return _asked() == "no-drain"
 
 
 def point(name: str) -> None:

@@ -2,46 +2,15 @@
  * A virtual machine's own witness: it rewrites memory at a chosen rate, page by page, and checks every page first.
  *
  * witness MIB RATE TICK: works on MIB mebibytes and writes RATE of them a second (0: it only checks). Every TICK
- * milliseconds it says on the console how far it is. A page holds its number, how often it was written, and words that follow
- * from both, with their sum at the end; how often it was written is kept elsewhere too, so that an old page is found out.
+ * milliseconds it says on the console how far it is.
  */
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8, PER_MIB = (1 << 20) / PAGE, AT_ONCE = 256, AT_LEAST = 16 };
+#include "page.h"
 
-static void fill(uint64_t *page, uint64_t number, uint64_t writes)
-{
-	uint64_t word = (number << 32 | writes) * 0x9e3779b97f4a7c15u, sum = 0;
-
-	page[0] = number;
-	page[1] = writes;
-	for (int i = 2; i < WORDS - 1; i++) {
-		word += 0x9e3779b97f4a7c15u;
-		sum += page[i] = word ^ word >> 29;
-	}
-	page[WORDS - 1] = sum + number + writes * 31;
-}
-
-static int is_good(const uint64_t *page, uint64_t number, uint64_t writes)
-{
-	uint64_t sum = 0;
-
-	for (int i = 2; i < WORDS - 1; i++)
-		sum += page[i];
-	return page[0] == number && page[1] == writes && page[WORDS - 1] == sum + number + writes * 31;
-}
-
-static double now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec + time.tv_nsec / 1e9;
-}
+enum { AT_ONCE = 256, AT_LEAST = 16 };
 
 int main(int argc, char **argv)
 {

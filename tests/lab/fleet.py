@@ -200,7 +200,7 @@ class LabFleet:
     def __enter__(self) -> Self:
         try:
             self._redis.start()
-            _compile()
+            byte_code(_STARTED_THERE)
             for host in self.hosts.values():
                 host.start()
             for host in self.hosts.values():
@@ -316,9 +316,10 @@ class LabFleet:
         return "\n".join(host.report() for host in self.hosts.values())
 
 
-def _compile() -> None:
-    """Byte code of all that will be started in the machines, by this host's faster processor."""
+def byte_code(modules: str) -> dict[str, str]:
+    """Have these compiled by this host's faster processor; the environment in which a lab machine finds that."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    modules = ", ".join(_STARTED_THERE.split())
-    environment |= {"PYTHONPYCACHEPREFIX": str(_BYTE_CODE)}
-    subprocess.run([sys.executable, "-c", f"import {modules}"], env=environment, cwd=REPOSITORY, check=True)
+    found = {"PYTHONPYCACHEPREFIX": str(_BYTE_CODE)}
+    imports = f"import {', '.join(modules.split())}"
+    subprocess.run([sys.executable, "-c", imports], env=environment | found, cwd=REPOSITORY, check=True)
+    return found

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.lab.fleet import byte_code
 from tests.lab.machine import SHARE_IN_GUEST, Machine
 
 #: Name → what pytest is given there, and the least number of tests that must have passed.
@@ -17,20 +18,44 @@ SUITES = {
 }
 
 
+#: What the machine starts for it: a worker each, movers, and the test itself.
+STARTED_FOR_A_VM = (
+    "pytest tests.vm.working_machine tasks.cli.worker tasks.app celery.apps.worker celery.bin.worker "
+    "celery.worker.consumer celery.concurrency.thread kombu.transport.redis workers.mover"
+)
+
+
 @pytest.mark.lab
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("suite", SUITES)
 def test_suite(wired_machine: Machine, suite: str) -> None:
     arguments, least = SUITES[suite]
-    report = f"{suite.replace(' ', '-').replace(chr(39), '')}.xml"
-    command = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "200"]
-    ended = wired_machine.run(
-        [*command, f"--junit-xml={SHARE_IN_GUEST / report}", *arguments],
-        timeout=1100,
-        env={"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"},
+    run(
+        wired_machine,
+        suite,
+        arguments,
+        least,
+        ["--timeout", "200"],
+        {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"},
     )
 
-    assert ended.returncode == 0, f"{ended.stdout[-20000:]}\n{ended.stderr[-2000:]}\n{wired_machine.console_tail()}"
-    counts = ElementTree.parse(wired_machine.share / report).getroot()[0].attrib
+
+@pytest.mark.lab
+@pytest.mark.timeout(1200)
+def test_a_virtual_machine_over_rdma(one_machine: Machine) -> None:
+    found = byte_code(STARTED_FOR_A_VM)
+    run(one_machine, "a virtual machine", ["tests/lab/inside/verbs_vm.py"], 1, ["--timeout", "1100"], found)
+
+
+def run(
+    machine: Machine, suite: str, arguments: list[str], least: int, options: list[str], environment: dict[str, str]
+) -> None:
+    """pytest in the machine: all tests must pass, and at least so many."""
+    report = f"{suite.replace(' ', '-').replace(chr(39), '')}.xml"
+    command = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    ended = machine.run([*command, f"--junit-xml={SHARE_IN_GUEST / report}", *arguments], timeout=1100, env=environment)
+
+    assert ended.returncode == 0, f"{ended.stdout[-20000:]}\n{ended.stderr[-2000:]}\n{machine.console_tail()}"
+    counts = ElementTree.parse(machine.share / report).getroot()[0].attrib
     assert int(counts["skipped"]) == 0
     assert int(counts["tests"]) >= least

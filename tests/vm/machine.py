@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +17,10 @@ from workers.guests.qemu.spec import QemuGuestSpec
 
 _LAB = Path(__file__).resolve().parents[2] / ".lab"
 _SAID = re.compile(r"tick=(\d+) bad=(\d+) written=(\d+) checked=(\d+)\r?$")
+_DISK_SAID = re.compile(r"^disk reads=(\d+) writes=(\d+) bad=(\d+)( ended)?\r?$", re.MULTILINE)
+_PONG = re.compile(r"^\d+ bytes from \S+ seq=(\d+) .*$", re.MULTILINE)
 #: An emulated boot takes 2 s on an idle core.
-_BOOT_SECONDS = 120.0
+_BOOT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,27 @@ class Said:
     checked: int
 
 
-def vm_spec(name: str, *, mib: int = 32, rate: int = 10, **more: Any) -> QemuGuestSpec:
-    """A machine of 128 MiB whose witness works on `mib` of them and writes `rate` MiB a second."""
+@dataclass(frozen=True, slots=True)
+class DiskSaid:
+    """One line of the disk's witness: blocks read and written, and pages that were `bad`."""
+
+    reads: int
+    writes: int
+    bad: int
+    ended: bool
+
+
+def vm_spec(name: str, *, mib: int = 32, rate: int = 10, words: str = "", **more: Any) -> QemuGuestSpec:
+    """A machine of 128 MiB whose witness works on `mib` of them and writes `rate` MiB a second.
+
+    `words` are further ones for its kernel's command line: ops/vm/init knows them.
+    """
     if not (_LAB / "vm-initrd").exists() or shutil.which("qemu-system-x86_64") is None:
         missing("no QEMU, or nothing for it to boot (`make lab` prepares both)")
     if os.geteuid():
         missing("a system call can only be made inside QEMU by root")
     shape = {"name": name, "memory": "128M", "accel": "tcg", "kernel": str(_LAB / "linux")}
-    shape |= {"initrd": str(_LAB / "vm-initrd"), "append": f"console=ttyS0 quiet mib={mib} rate={rate}"}
+    shape |= {"initrd": str(_LAB / "vm-initrd"), "append": f"console=ttyS0 quiet mib={mib} rate={rate} {words}"}
     return QemuGuestSpec.from_json(shape | more)
 
 
@@ -53,15 +69,34 @@ class Console:
 
     def said(self) -> list[Said]:
         """The witness's whole lines. One that a move cut in two, a half on each host, is whole again."""
+        return _said(self._text())
+
+    def disk(self) -> list[DiskSaid]:
+        """The lines of the disk's witness."""
+        found = _DISK_SAID.findall(self._text())
+        return [DiskSaid(int(reads), int(writes), int(bad), bool(ended)) for reads, writes, bad, ended in found]
+
+    def pongs(self) -> list[int]:
+        """The numbers of the pings that were answered."""
+        return [int(number) for number in _PONG.findall(self._text())]
+
+    def _text(self) -> str:
         text = ""
         for part in self._parts:
             part.seek(0)
             text += part.read().decode("utf-8", "replace")
-        return _said(text)
+        return text
 
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+def end_disk_witness(guest: QemuGuest) -> None:
+    """A line on its console tells it to check all that it holds, and to flush the disk."""
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(guest.places.console))
+        console.sendall(b"\n")
 
 
 def said(guest: QemuGuest) -> list[Said]:

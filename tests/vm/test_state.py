@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config.errors import HostError
-from tests.until import until
+from tests.vm.hand_over import hand_over
 from tests.vm.machine import await_ticks, vm_spec
 from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
@@ -38,25 +38,6 @@ class Hosts:
         self.twin = made
         return made
 
-    def hand_over(self, twin: QemuGuest, change: Callable[[bytes], bytes] = lambda piece: piece) -> None:
-        """All of it, as the workers do it; raises what the twin says."""
-        backward: list[bytes] = []
-        with (
-            twin.incoming_state(backward.append) as incoming,
-            self.guest.outgoing_state(lambda piece: incoming.feed(change(piece))) as outgoing,
-        ):
-            self.guest.stop()
-            shutil.copyfile(self.guest.places.ram, twin.places.ram)
-            outgoing.save()
-            until("the state is loaded", incoming.loaded, 30)
-
-            def completed() -> bool:
-                while backward:
-                    outgoing.answer(backward.pop(0))
-                return outgoing.completed()
-
-            until("the source knows", completed, 30)
-
     def end(self) -> None:
         self.guest.close()
         if self.twin is not None:
@@ -80,7 +61,7 @@ def goes_on(guest: QemuGuest) -> None:
 
 def test_it_arrives_and_the_guest_waits_there_until_it_is_told_to_run(hosts: Hosts) -> None:
     twin = hosts.make_twin()
-    hosts.hand_over(twin)
+    hand_over(hosts.guest, twin)
     assert twin.status() is hosts.guest.status() is RunState.PAUSED
     twin.cont()
     twin.announce()
@@ -90,7 +71,7 @@ def test_it_arrives_and_the_guest_waits_there_until_it_is_told_to_run(hosts: Hos
 
 def test_a_source_that_has_sent_it_all_can_still_go_on(hosts: Hosts) -> None:
     twin = hosts.make_twin()
-    hosts.hand_over(twin)
+    hand_over(hosts.guest, twin)
     twin.quit()
     hosts.guest.cont()
     goes_on(hosts.guest)
@@ -99,7 +80,7 @@ def test_a_source_that_has_sent_it_all_can_still_go_on(hosts: Hosts) -> None:
 def test_a_damaged_state_is_refused_in_qemus_words_and_the_source_goes_on(hosts: Hosts) -> None:
     twin = hosts.make_twin()
     with pytest.raises(HostError, match=r"could not (load|move) its device state: .+"):
-        hosts.hand_over(twin, lambda piece: piece[:-1] + bytes([piece[-1] ^ 0xFF]) if piece else piece)
+        hand_over(hosts.guest, twin, lambda piece: piece[:-1] + bytes([piece[-1] ^ 0xFF]) if piece else piece)
     hosts.guest.cont()
     goes_on(hosts.guest)
 
@@ -108,7 +89,7 @@ def test_a_damaged_state_is_refused_in_qemus_words_and_the_source_goes_on(hosts:
 def test_a_twin_of_another_shape_does_not_load_it_and_the_source_goes_on(hosts: Hosts, other: dict[str, Any]) -> None:
     twin = hosts.make_twin(**other)
     with pytest.raises(HostError, match=r"could not (load|move) its device state: .+"):
-        hosts.hand_over(twin)
+        hand_over(hosts.guest, twin)
     hosts.guest.cont()
     goes_on(hosts.guest)
 
@@ -123,7 +104,7 @@ def test_a_guest_that_was_left_paused_for_its_switch_over_is_resumed_by_another_
     found.close()
     goes_on(hosts.guest)
     twin = hosts.make_twin()
-    hosts.hand_over(twin)
+    hand_over(hosts.guest, twin)
     twin.cont()
     goes_on(twin)
 
