@@ -1,9 +1,11 @@
 /*
  * A virtual machine's own witness: it rewrites memory at a chosen rate, page by page, and checks every page first.
  *
- * witness MIB RATE TICK: works on MIB mebibytes and writes RATE of them a second (0: it only checks). Every TICK
+ * witness MIB RATE TICK WORDS: works on MIB mebibytes and writes RATE of them a second (0: it only checks). Every TICK
  * milliseconds it says on the console how far it is. A page holds its number, how often it was written, and words that follow
  * from both, with their sum at the end; how often it was written is kept elsewhere too, so that an old page is found out.
+ * Of each page only the first WORDS of 512 are rewritten and checked: an emulated processor that works on whole pages writes
+ * 100 MiB a second at most. What is moved is whole pages all the same.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -13,26 +15,28 @@
 
 enum { PAGE = 4096, WORDS = PAGE / 8, PER_MIB = (1 << 20) / PAGE, AT_ONCE = 256, AT_LEAST = 16 };
 
+static int used = WORDS;
+
 static void fill(uint64_t *page, uint64_t number, uint64_t writes)
 {
 	uint64_t word = (number << 32 | writes) * 0x9e3779b97f4a7c15u, sum = 0;
 
 	page[0] = number;
 	page[1] = writes;
-	for (int i = 2; i < WORDS - 1; i++) {
+	for (int i = 2; i < used - 1; i++) {
 		word += 0x9e3779b97f4a7c15u;
 		sum += page[i] = word ^ word >> 29;
 	}
-	page[WORDS - 1] = sum + number + writes * 31;
+	page[used - 1] = sum + number + writes * 31;
 }
 
 static int is_good(const uint64_t *page, uint64_t number, uint64_t writes)
 {
 	uint64_t sum = 0;
 
-	for (int i = 2; i < WORDS - 1; i++)
+	for (int i = 2; i < used - 1; i++)
 		sum += page[i];
-	return page[0] == number && page[1] == writes && page[WORDS - 1] == sum + number + writes * 31;
+	return page[0] == number && page[1] == writes && page[used - 1] == sum + number + writes * 31;
 }
 
 static double now(void)
@@ -45,9 +49,9 @@ static double now(void)
 
 int main(int argc, char **argv)
 {
-	const uint64_t pages = argc == 4 ? strtoull(argv[1], 0, 10) * PER_MIB : 0;
-	const double rate = argc == 4 ? strtod(argv[2], 0) * PER_MIB : 0;
-	const double between = argc == 4 ? strtod(argv[3], 0) / 1000 : 0;
+	const uint64_t pages = argc == 5 ? strtoull(argv[1], 0, 10) * PER_MIB : 0;
+	const double rate = argc == 5 ? strtod(argv[2], 0) * PER_MIB : 0;
+	const double between = argc == 5 ? strtod(argv[3], 0) / 1000 : 0;
 	uint64_t *memory = mmap(0, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	uint32_t *writes = calloc(pages, sizeof(*writes));
 	uint64_t tick = 0, bad = 0, written = 0, checked = 0, at = 0;
@@ -56,6 +60,9 @@ int main(int argc, char **argv)
 		puts("witness: no memory");
 		return 1;
 	}
+	for (uint64_t page = 0; page < pages; page++)
+		fill(memory + page * WORDS, page, 0);
+	used = argc == 5 ? atoi(argv[4]) : WORDS;
 	for (uint64_t page = 0; page < pages; page++)
 		fill(memory + page * WORDS, page, 0);
 
