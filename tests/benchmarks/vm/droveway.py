@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from tests.benchmarks.vm.processor import bury
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.spec import QemuGuestSpec
 
+_ROOT = Path(__file__).resolve().parents[3]
 _SOURCE, _DESTINATION = "alpha", "beta"
 
 
@@ -32,11 +36,22 @@ def local_fleet() -> Iterator[LocalFleet]:
     try:
         with closing(OwnRedis(directory)) as redis:
             settings = RedisSettings.model_validate({"url": redis.url})
-            with LocalFleet(settings, directory=directory, ram_bytes=2 * MEMORY) as fleet:
+            environment = _byte_code(directory)
+            with LocalFleet(settings, directory=directory, ram_bytes=2 * MEMORY, environment=environment) as fleet:
                 fleet.start()
                 yield fleet
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _byte_code(directory: Path) -> dict[str, str]:
+    """What lets movers find themselves compiled, as on any host, even where Python is told to keep no byte code.
+
+    Compiling anew doubles the 0.45 s of processor time that a mover takes to start.
+    """
+    environment = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory / "byte-code")}
+    subprocess.run([sys.executable, "-c", "import workers.mover"], env=os.environ | environment, cwd=_ROOT, check=True)
+    return environment
 
 
 class DrovewayEngine:

@@ -37,8 +37,8 @@ def bury(pid: int) -> None:
 def used_by_descendants() -> float:
     """Seconds of processor time, user and system, of every descendant, ended or not, from its start to now.
 
-    After `adopt_orphans` each of them is alive, a zombie, or was buried by one of us, who then has its time. Ask when none
-    of them ends at that moment. This process's own is not in it. Exact to 10 ms a process.
+    After `adopt_orphans` each of them is alive, a zombie, or was buried by one of us, who then has its time. Ask when
+    none of them ends at that moment. This process's own is not in it. Exact to 10 ms a process.
     """
     spent = os.times()
     total = spent.children_user + spent.children_system

@@ -73,8 +73,8 @@ def table(results: Results) -> str:
             f"A virtual machine of {MEMORY >> 30} GiB, {WORK >> 20} MiB of it in use, moved between two QEMUs of one "
             f"machine ({machine['cpus']} processors, Linux {machine['kernel']}, QEMU {machine['qemu']}, emulation), "
             f"downtime limit {DOWNTIME_LIMIT} ms; {rounds} interleaved rounds, load {loads.low:.0f} to "
-            f"{loads.high:.0f} (`make bench-vm`, {results['date']}). QEMU with multifd, {CHANNELS} channels, no bandwidth "
-            "limit; Droveway with as many channels. Medians:"
+            f"{loads.high:.0f} (`make bench-vm`, {results['date']}). QEMU with multifd, {CHANNELS} channels, no "
+            "bandwidth limit; Droveway with as many channels. Medians:"
         ),
         "",
         "| | total | downtime, felt | said | processor time | of it the guest's | sent | rounds | guest wrote |",
