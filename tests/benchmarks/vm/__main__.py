@@ -95,9 +95,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.vm",
         description="Moves a virtual machine of 2 GiB, idle and writing 500 MB/s, once by QEMU's own migration over "
-        "TCP with multifd and once by two hosts' Droveway workers, in turn. Writes JSON, prints the README's table, and "
-        "one line for each bar. A bar that is short is a result: the exit code is 0. It is 1 when something failed "
-        "to run, or a guest that Droveway moved did not arrive whole, and then nothing is written.",
+        "TCP with multifd and once by two hosts' Droveway workers, in turn. Writes JSON, prints the README's table and "
+        "one line for each bar. A bar that is short is a result: the exit code is 0. It is 1 when something failed to "
+        "run, or a guest that Droveway moved did not arrive whole, and then nothing is written.",
         epilog="Takes 20 minutes on two quiet cores, 4 with --quick, and 4 GiB of memory. Whoever else uses the cores "
         "shows as `load`. The guest is emulated: QEMU may then lose a write of a guest whose processor it shares with "
         "its migration, and the guest does not survive; the table says how often.",
