@@ -2,10 +2,13 @@
 PYTHON := .venv/bin/python
 PATHS := config tasks workers tests
 
-.PHONY: demo test lab bench-rdma check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
+
+demo-vm: setup .lab/.installed ## the same with a virtual machine, its console shown beside the moves; as root
+	.venv/bin/droveway demo --vm $(ARGS)
 
 test: setup .lab/.installed check ## install, then run every test (pass more to pytest with ARGS="-k worry")
 	$(PYTHON) -m pytest $(ARGS)
@@ -16,6 +19,9 @@ lab: setup .lab/.installed ## a shell in an emulated machine with an RDMA device
 
 bench-rdma: setup .lab/.installed ## QEMU's RDMA migration and ours, side by side in an emulated machine (ARGS="--quick")
 	$(PYTHON) -m tests.benchmarks.rdma $(ARGS)
+
+bench-vm: setup .lab/.installed ## QEMU's migration of a virtual machine and ours, side by side (ARGS="--quick")
+	$(PYTHON) -m tests.benchmarks.vm $(ARGS)
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)

@@ -7,26 +7,29 @@
 
 enum { PAGE = 4096, WORDS = PAGE / 8, PER_MIB = (1 << 20) / PAGE };
 
+/* How many of its words are used; the others are left alone. */
+static int used = WORDS;
+
 static inline void fill(uint64_t *page, uint64_t number, uint64_t writes)
 {
 	uint64_t word = (number << 32 | writes) * 0x9e3779b97f4a7c15u, sum = 0;
 
 	page[0] = number;
 	page[1] = writes;
-	for (int i = 2; i < WORDS - 1; i++) {
+	for (int i = 2; i < used - 1; i++) {
 		word += 0x9e3779b97f4a7c15u;
 		sum += page[i] = word ^ word >> 29;
 	}
-	page[WORDS - 1] = sum + number + writes * 31;
+	page[used - 1] = sum + number + writes * 31;
 }
 
 static inline int is_good(const uint64_t *page, uint64_t number, uint64_t writes)
 {
 	uint64_t sum = 0;
 
-	for (int i = 2; i < WORDS - 1; i++)
+	for (int i = 2; i < used - 1; i++)
 		sum += page[i];
-	return page[0] == number && page[1] == writes && page[WORDS - 1] == sum + number + writes * 31;
+	return page[0] == number && page[1] == writes && page[used - 1] == sum + number + writes * 31;
 }
 
 static inline double now(void)

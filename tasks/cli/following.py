@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from config.errors import CancelledError, MigrationFailedError, UnreachableError, UnresolvedError
 from tasks.cli.endings import EndedError
@@ -23,6 +24,9 @@ from tasks.requests import watch
 #: Seconds for which a handover that was cut off is left to the workers' own reconciling, and workers to come back,
 #: before the watcher goes.
 _PATIENCE = 90.0
+
+Beside = Callable[[], Sequence[str]]
+"""What else is to be shown while a move is followed, line by line."""
 
 
 class RoundRate:
@@ -53,21 +57,25 @@ class Screen:
 
     facts: Facts | None
     rate: RoundRate
+    beside: Beside
 
     def __call__(self) -> RenderableType:
         """The move as it is now."""
-        return live(self.facts, self.rate.rate) if self.facts else ""
+        move = live(self.facts, self.rate.rate) if self.facts else ""
+        return Group(move, *(Text(f"  {line}", style="cyan", no_wrap=True) for line in self.beside()))
 
 
-def follow(ledger: Ledger, migration: str, console: Console | None) -> MigrationRecord:
+def follow(ledger: Ledger, migration: str, console: Console | None, beside: Beside = lambda: ()) -> MigrationRecord:
     """The record when the move has ended and both sides have let go. `console` None: say nothing.
+
+    `beside`: asked for the lines to show below the move each time that something is shown.
 
     Raises UnresolvedError when the handover was cut off and stays so, and what `watch` raises.
     """
     records = bounded(watch(ledger, migration))
     if console is None:
         return _last(records)
-    return _on_terminal(records, console) if console.is_terminal else _in_lines(records, console)
+    return _on_terminal(records, console, beside) if console.is_terminal else _in_lines(records, console, beside)
 
 
 def _last(records: Iterator[MigrationRecord]) -> MigrationRecord:
@@ -77,8 +85,8 @@ def _last(records: Iterator[MigrationRecord]) -> MigrationRecord:
     return record
 
 
-def _on_terminal(records: Iterator[MigrationRecord], console: Console) -> MigrationRecord:
-    screen = Screen(None, RoundRate())
+def _on_terminal(records: Iterator[MigrationRecord], console: Console, beside: Beside) -> MigrationRecord:
+    screen = Screen(None, RoundRate(), beside)
     with Live(get_renderable=screen, console=console, refresh_per_second=8, transient=False):
         for record in records:
             screen.facts = Facts.of(record)
@@ -86,11 +94,12 @@ def _on_terminal(records: Iterator[MigrationRecord], console: Console) -> Migrat
     return record
 
 
-def _in_lines(records: Iterator[MigrationRecord], console: Console) -> MigrationRecord:
+def _in_lines(records: Iterator[MigrationRecord], console: Console, beside: Beside) -> MigrationRecord:
     before = None
     for record in records:
         now = Facts.of(record)
-        for line in changes(before, now):
+        said = list(changes(before, now))
+        for line in [*said, *beside()] if said else []:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
         before = now
     return record

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.document import document
 from tests.benchmarks.rdma.contestants import CONTESTANTS, WATCHED
 from tests.benchmarks.rdma.posting import fill_cost
 from tests.benchmarks.rdma.report import Results, bars, table
@@ -37,21 +38,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; nothing was kept", file=sys.stderr)
         return 130
-    arguments.output.write_text(_document(results))
+    arguments.output.write_text(document(results))
     if results["runs"]:
         print(table(results), end="\n\n")
     for bar in bars(results):
         print(bar)
     return 0
-
-
-def _document(results: Results) -> str:
-    """JSON with a measurement a line, so that the difference between two runs can be read."""
-    parts = []
-    for key, value in results.items():
-        lines = [json.dumps(each) for each in value] if isinstance(value, list) else []
-        parts.append(f'"{key}": ' + ("[\n  " + ",\n  ".join(lines) + "\n ]" if lines else json.dumps(value)))
-    return "{\n " + ",\n ".join(parts) + "\n}\n"
 
 
 def _measure(rounds: int, moves: int, cpus: int) -> Results:
