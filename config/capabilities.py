@@ -160,6 +160,14 @@ class TransportChoice(StrEnum):
     TCP = "tcp"
 
 
+class EngineChoice(StrEnum):
+    """Who moves the memory."""
+
+    AUTO = "auto"
+    DROVEWAY = "droveway"  # the workers, from outside of the guest's process
+    QEMU = "qemu"  # QEMU itself, told by the workers what to do
+
+
 class DirtyTrackerChoice(StrEnum):
     """How the guest's writes are seen."""
 
@@ -377,6 +385,13 @@ class MigrationParameters:
         Choice(TransportChoice),
         "",
         "What carries the memory; auto takes the best that both hosts have.",
+    )
+    engine: EngineChoice = _parameter(  # noqa: RUF009  # makes a field(), as its neighbours do
+        "engine",
+        EngineChoice.AUTO,
+        Choice(EngineChoice),
+        "",
+        "Who moves the memory; auto leaves to QEMU only the guests whose memory cannot be moved from outside.",
     )
     dirty_tracker: DirtyTrackerChoice = _parameter(  # noqa: RUF009  # makes a field(), as its neighbours do
         "dirty-tracker",

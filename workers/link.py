@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from config.capabilities import SUPPORTED
+from config.capabilities import SUPPORTED, EngineChoice, TransportChoice
 from config.errors import CancelledError, DrovewayError, PeerError
 from workers.conversation import Conversation
 from workers.dirty.choose import KINDS
@@ -20,6 +19,7 @@ from workers.guests.contract import Guest
 from workers.migration import Migration
 from workers.pairing.agreement import Agreement, agree
 from workers.pairing.contract import Side
+from workers.pairing.engine import choose, engines
 from workers.pairing.offer import MAX_REASON, Offer, blocks_of, decode, encode
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
@@ -43,14 +43,33 @@ class Link:
     destination: Offer
 
 
+def engine_of(migration: Migration, guest: Guest) -> EngineChoice:
+    """Who will move this guest, as its source sees it. Raises RefusedError (`engine`), before anything is touched."""
+    return choose(migration.parameters.engine, _engines(guest), guest.not_from_outside).name
+
+
+def engine_offered(migration: Migration, theirs: Offer) -> EngineChoice:
+    """The same as the destination sees it. Raises RefusedError (`engine`)."""
+    return choose(migration.parameters.engine, theirs.engines, theirs.not_from_outside).name
+
+
+def ram_for(engine: EngineChoice, guest: Guest) -> Ram:
+    """The guest's memory as far as this process is to reach it: not at all when QEMU moves it."""
+    return Ram.elsewhere(guest.blocks()) if engine is EngineChoice.QEMU else Ram(guest.block_files())
+
+
+def _engines(guest: Guest) -> tuple[str, ...]:
+    return engines(moves_itself=guest.moves_itself, not_from_outside=guest.not_from_outside)
+
+
 @contextmanager
 def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Link]:
     """Offer, wait for the answer, agree, connect. Closes the endpoint at the end, whatever happened."""
     with ExitStack() as cleanup:
         with migration.phase("pairing", "setup"):
             opened = _open(cleanup, migration, ram)
-            populated = ram.populated().aligned(GRANULE).clipped(ram.size).size
-            mine = _offer(migration, ram, opened, lock_limits(), guest.description(), populated)
+            populated = ram.populated().aligned(GRANULE).clipped(ram.size).size if ram.size else None
+            mine = _offer(migration, guest, ram, opened, lock_limits(), populated)
             migration.pairing.publish(encode(mine))
             theirs = decode(migration.pairing.await_offer(migration.settings.worker.pairing_timeout))
             link = _connect(migration, opened.endpoints, mine, theirs)
@@ -63,33 +82,34 @@ def await_source(migration: Migration) -> Offer:
 
 
 @contextmanager
-def link_as_destination(migration: Migration, ram: Ram, theirs: Offer, limits: LockLimits) -> Iterator[Link]:
+def link_as_destination(
+    migration: Migration, guest: Guest, ram: Ram, theirs: Offer, limits: LockLimits
+) -> Iterator[Link]:
     """Agree, answer, connect. Closes the endpoint at the end, whatever happened.
 
     `limits` are this host's from before the twin started, which may have taken all of its memory since.
     """
     with ExitStack() as cleanup:
         opened = _open(cleanup, migration, ram)
-        mine = _offer(migration, ram, opened, limits)
+        mine = _offer(migration, guest, ram, opened, limits)
         agree(theirs, mine)  # refused before the source is told to connect
         migration.pairing.publish(encode(mine))
         yield _connect(migration, opened.endpoints, mine, theirs)
 
 
 def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> Opened:
-    opened = open_endpoints(migration.job.side, migration.settings, migration.capabilities, migration.parameters, ram)
+    parameters = migration.parameters
+    if not ram.size and parameters.transport is TransportChoice.AUTO:
+        # QEMU's RDMA code takes one connection and no TLS: it is for whoever asks for it.
+        parameters = replace(parameters, transport=TransportChoice.TCP)
+    opened = open_endpoints(migration.job.side, migration.settings, migration.capabilities, parameters, ram)
     for endpoint in opened.endpoints.values():
         cleanup.callback(endpoint.close)
     return opened
 
 
 def _offer(
-    migration: Migration,
-    ram: Ram,
-    opened: Opened,
-    limits: LockLimits,
-    description: Mapping[str, Any] | None = None,
-    populated: int | None = None,
+    migration: Migration, guest: Guest, ram: Ram, opened: Opened, limits: LockLimits, populated: int | None = None
 ) -> Offer:
     return Offer(
         host=migration.job.host,
@@ -105,7 +125,9 @@ def _offer(
         cgroup=limits.cgroup,
         available=limits.available,
         populated=populated,
-        guest=description,
+        guest=guest.description() if migration.job.side is Side.SOURCE else None,
+        engines=_engines(guest),
+        not_from_outside=guest.not_from_outside,
     )
 
 

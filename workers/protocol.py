@@ -12,6 +12,10 @@
       ◄───────────────────────────── ROUND_DONE n  all that was written up to here is digested
       HELD_REQUEST ────────────────────────────►  (content tracker only) what does your memory hold?
       ◄────────────────────────────── HELD digests
+    engine=qemu, instead of all of these (qemu_engine/):
+      CALLING certificate's name ──────────────►  let QEMU wait for it
+      ◄──────────────── LISTENING address, port
+      ══ QEMU's own migration stream ═══════════  device state and all; then READY, as below
       … the guest is paused, the last round written …
       STATE device state + chunk digests ──────►  compare, load, journal READY
       ◄──────────────────────────────────── READY
@@ -20,7 +24,8 @@
     either: ABORT, ERROR reason
 
 A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
-table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE.
+table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE,
+3 CALLING and LISTENING.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ import numpy as np
 from config.errors import MessageError
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"DRVW"
 _HEADER = struct.Struct("!4sBBHII")
 _REGION = np.dtype([("start", ">u8"), ("end", ">u8"), ("address", ">u8"), ("key", ">u8")])
@@ -61,6 +66,8 @@ class MessageType(IntEnum):
     HELD_REQUEST = 13
     HELD = 14
     RELEASE = 15
+    CALLING = 16
+    LISTENING = 17
 
 
 #: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
@@ -80,6 +87,8 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.HELD_REQUEST: {},
     MessageType.HELD: {},
     MessageType.RELEASE: {},
+    MessageType.CALLING: {"name": str},
+    MessageType.LISTENING: {"address": str, "port": int, "name": str},
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
-from workers.ram import BlockFile
+from workers.ram import BlockFile, RamBlock
 
 
 class RunState(StrEnum):
@@ -26,6 +26,8 @@ class Guest(Protocol):
     kind: ClassVar[str]
     #: Whether the kernel writes this guest's RAM too, on behalf of its process (any guest that reads files into it).
     kernel_writes: ClassVar[bool]
+    #: Whether it can move its RAM itself, as QEMU can (workers/qemu_engine).
+    moves_itself: ClassVar[bool]
     name: str
 
     @property
@@ -33,8 +35,17 @@ class Guest(Protocol):
         """The process whose page tables hold the guest's RAM."""
         ...
 
+    @property
+    def not_from_outside(self) -> str | None:
+        """Why its RAM cannot be moved from outside of its process; None when it can."""
+        ...
+
+    def blocks(self) -> list[RamBlock]:
+        """Its RAM blocks in ram_addr order, whatever holds them."""
+        ...
+
     def block_files(self) -> list[BlockFile]:
-        """RAM blocks and the files behind them, in ram_addr order."""
+        """The blocks and the files behind them. Raises HostError also when it cannot be moved from outside."""
         ...
 
     def status(self) -> RunState:

@@ -71,6 +71,8 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
 
 def _ram(spec: QemuGuestSpec, places: Places) -> dict[str, Any]:
     """A named file, shared: QEMU then leaves it out of its own stream (x-ignore-shared)."""
+    if spec.memory_backend == "anonymous":
+        return {"qom-type": "memory-backend-ram", "id": RAM_ID, "size": spec.memory}
     return {
         "qom-type": "memory-backend-file",
         "id": RAM_ID,

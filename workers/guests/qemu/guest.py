@@ -26,6 +26,8 @@ from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.command import RAM_ID, Places, command_line
 from workers.guests.qemu.injection import userfaultfd_in
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.own_migration import OwnMigration, leave_no_migration
+from workers.guests.qemu.own_settings import ALL_OFF
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
@@ -45,6 +47,7 @@ class QemuGuest:
 
     kind: ClassVar[str] = "qemu"
     kernel_writes: ClassVar[bool] = True
+    moves_itself: ClassVar[bool] = True
 
     def __init__(self, directory: Path) -> None:
         """Take hold of the guest in this directory. Raises HostError when its description cannot be read."""
@@ -66,10 +69,21 @@ class QemuGuest:
         """The process whose page tables hold the guest's RAM. Raises HostError when it is gone."""
         return self._living().pid
 
-    def block_files(self) -> list[BlockFile]:
+    @property
+    def not_from_outside(self) -> str | None:
+        """Only a shared file can be mapped by another process."""
+        return "its RAM is not a shared file" if self.spec.memory_backend == "anonymous" else None
+
+    def blocks(self) -> list[RamBlock]:
         """One block, QEMU's memory backend."""
         self._living()
-        return [BlockFile(RamBlock(RAM_ID, self.spec.memory), self.places.ram)]
+        return [RamBlock(RAM_ID, self.spec.memory)]
+
+    def block_files(self) -> list[BlockFile]:
+        """The same, with its file. Raises HostError when there is none."""
+        if self.not_from_outside:
+            raise HostError(f"guest {self.name} cannot be moved from outside: {self.not_from_outside}; use engine=qemu")
+        return [BlockFile(block, self.places.ram) for block in self.blocks()]
 
     def status(self) -> RunState:
         """Whether it runs. Raises HostError also in a state that is none of ours (a guest that panicked)."""
@@ -88,8 +102,10 @@ class QemuGuest:
         self._moving().execute("stop")
 
     def cont(self) -> None:
-        """Resume. Harmless when already running."""
-        self._moving().execute("cont")
+        """Resume; a migration of QEMU's own is ended first. Harmless when already running."""
+        monitor = self._moving()
+        leave_no_migration(monitor)
+        monitor.execute("cont")
 
     def drain(self) -> None:
         """Wait until no disk writes to guest memory: an empty transaction drains all of them (QEMU to date)."""
@@ -120,6 +136,10 @@ class QemuGuest:
                 ours.sendall(state)
                 ours.shutdown(socket.SHUT_WR)
             self._await_completed(monitor)
+
+    def own_migration(self) -> OwnMigration:
+        """QEMU's own way of moving this guest, over this handle's connection."""
+        return OwnMigration(self.name, self._moving(), self._directory)
 
     def userfaultfd(self) -> int:
         """A userfaultfd made inside QEMU, as a descriptor of ours; QEMU keeps none."""
@@ -215,11 +235,12 @@ def _block(spec: QemuGuestSpec) -> dict[str, Any]:
 def _set_up(monitor: Monitor) -> None:
     # late-block-activate: a destination takes the locks of its disks when it is told to run, not when it has loaded, so
     # that until then the source can always go on.
-    on = {"x-ignore-shared": True, "events": True, "late-block-activate": True}
+    # What QEMU's own migration of the RAM (own_settings) left on would spoil this one.
+    on = {**ALL_OFF, "x-ignore-shared": True, "events": True, "late-block-activate": True}
     monitor.execute(
         "migrate-set-capabilities", capabilities=[{"capability": name, "state": state} for name, state in on.items()]
     )
-    monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
+    monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH, tls_creds="")
 
 
 @contextlib.contextmanager
@@ -260,8 +281,9 @@ def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: boo
         make_directory(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         _describe(spec, places)
-        make_ram(places.ram, spec.memory, used=spec.memory)
-        undo.callback(places.ram.unlink, missing_ok=True)
+        if spec.memory_backend == "file":
+            make_ram(places.ram, spec.memory, used=spec.memory)
+            undo.callback(places.ram.unlink, missing_ok=True)
         undo.callback(_end_half_started, places)
         _spawn(spec, places, incoming)
         guest = QemuGuest(directory)

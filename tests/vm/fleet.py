@@ -1,0 +1,60 @@
+"""Two hosts of one machine with their real workers, and virtual machines that move between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+from config.settings import RedisSettings
+from tasks.app import bell_for
+from tasks.cli.following import follow
+from tasks.cli.guest import announce
+from tasks.cli.migrate import begin, request_for
+from tasks.ledger.ledger import Ledger
+from tasks.one_machine.fleet import LocalFleet
+from tasks.records import MigrationRecord
+from tests.redis_server import RedisServer
+from tests.vm.machine import await_ticks, vm_spec
+from workers.guests.qemu.guest import QemuGuest
+
+_RAM = 1 << 30
+_names = (f"vm{number}" for number in itertools.count(1))
+
+
+class VmFleet:
+    """Two hosts, and one guest at a time."""
+
+    def __init__(self, redis: RedisServer, environment: Mapping[str, str]) -> None:
+        settings = RedisSettings.model_validate({"url": redis.url})
+        self.fleet = LocalFleet(settings, ram_bytes=_RAM, environment=environment)
+        self.ways = itertools.cycle([("alpha", "beta"), ("beta", "alpha")])
+
+    def start(self, **shape: Any) -> QemuGuest:
+        guest = self.fleet.hosts["alpha"].guests.start_qemu(vm_spec(next(_names), **shape))
+        self.ways = itertools.cycle([("alpha", "beta"), ("beta", "alpha")])
+        with closing(Ledger(self.fleet.settings)) as ledger:
+            announce(ledger, self.fleet.hosts["alpha"].settings, guest)
+        await_ticks(guest, 5)
+        return guest
+
+    def move(
+        self, name: str, *parameters: str, capabilities: tuple[str, ...] = ("verify-ram=on",)
+    ) -> tuple[MigrationRecord, str]:
+        """To the other host; how it ended, and where the guest should be by then."""
+        _, destination = next(self.ways)
+        with closing(Ledger(self.fleet.settings)) as ledger:
+            request = request_for(name, destination, capabilities, ("transport=tcp", *parameters))
+            begin(ledger, bell_for(self.fleet.settings), request)
+            return follow(ledger, request.migration, None), destination
+
+    def guest(self, host: str, name: str) -> QemuGuest:
+        found = self.fleet.hosts[host].guests.open(name)
+        assert isinstance(found, QemuGuest)
+        return found
+
+    def end(self) -> None:
+        for host in self.fleet.hosts.values():
+            for left in host.guests.list():
+                host.guests.stop(left.name)
