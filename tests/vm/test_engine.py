@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from config.settings import TlsSettings
 from tasks.cli.following import ending
 from tasks.records import MigrationRecord
+from tests.contract.tls_certificates import Authority
 from tests.redis_server import RedisServer
 from tests.vm.fleet import VmFleet
 from tests.vm.machine import Console, await_ticks
 from workers.guests.contract import RunState
 from workers.guests.qemu.guest import QemuGuest
+from workers.guests.qemu.monitor import Monitor
+from workers.handover.journal import last_line
 
 
 @pytest.fixture
@@ -52,10 +58,65 @@ def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_w
     guest = vms.start(memory_backend="anonymous", rate=20)
     for record in move_to_and_fro(vms, guest):
         assert record.source.progress is not None
-        chosen, sizes = record.source.progress["choices"], record.source.progress["bytes"]
-        assert chosen["engine"] == "qemu"
-        assert "not a shared file" in chosen["engine-reason"]
-        assert any(note["about"] == "verify-ram" for note in chosen["notes"])
+        sizes = record.source.progress["bytes"]
+        assert chosen(record)["engine"] == "qemu"
+        assert "not a shared file" in chosen(record)["engine-reason"]
+        assert any(note["about"] == "verify-ram" for note in chosen(record)["notes"])
         assert sizes["transferred"] > 32 << 20
         assert len(record.source.progress["rounds"]) > 1
         assert 0 < record.source.progress["seconds"]["downtime"] < record.source.progress["seconds"]["total"]
+
+
+def test_one_that_could_be_moved_from_outside_is_moved_by_qemu_when_asked(vms: VmFleet) -> None:
+    """And by us afterwards: what QEMU's own migration was set to is put back."""
+    guest = vms.start(rate=20)
+    by_qemu, by_us = move_to_and_fro(vms, guest, "engine=qemu", times=1), None
+    guest = vms.guest("beta", guest.name)
+    by_us = move_to_and_fro(vms, guest, times=1)
+    again = move_to_and_fro(vms, vms.guest("alpha", guest.name), "engine=qemu", "channels=1", times=1)
+    assert [chosen(record)["engine"] for record in (*by_qemu, *by_us, *again)] == ["qemu", "droveway", "qemu"]
+    assert chosen(by_qemu[0])["channels"] == 4
+    assert chosen(by_us[0])["engine-reason"] == "its RAM can be moved from outside"
+
+
+def test_what_cannot_be_moved_from_outside_is_refused_to_our_engine_and_goes_on_untouched(vms: VmFleet) -> None:
+    guest = vms.start(memory_backend="anonymous")
+    record, _ = vms.move(guest.name, "engine=droveway")
+    assert (record.state, record.reason) == ("failed", "engine"), record
+    assert "not a shared file" in str(record.message)
+    assert last_line(vms.fleet.hosts["alpha"].settings.host.state_dir, guest.name) is None  # nothing was begun
+    assert not vms.fleet.hosts["beta"].guests.holds(guest.name)
+    assert guest.status() is RunState.RUNNING
+    await_ticks(guest, 5)
+
+
+def chosen(record: MigrationRecord) -> dict[str, Any]:
+    assert record.source.progress is not None
+    return dict(record.source.progress["choices"])
+
+
+def with_tls(vms: VmFleet, folder: Path, **authorities: Authority) -> None:
+    for name, host in vms.fleet.hosts.items():
+        files = authorities[name].host(name)
+        tls = TlsSettings(certificate=files.certificate, key=files.key, ca=files.ca)
+        host.settings = host.settings.model_copy(update={"tls": tls})
+
+
+@pytest.fixture
+def encrypted(own_redis_server: RedisServer, tmp_path: Path) -> Iterator[VmFleet]:
+    made = VmFleet(own_redis_server, {})
+    with made.fleet as fleet:
+        authority = Authority(tmp_path)
+        with_tls(made, tmp_path, alpha=authority, beta=authority)
+        fleet.start()
+        yield made
+        made.end()
+
+
+def test_it_is_encrypted_where_the_hosts_have_certificates_and_no_key_is_left_behind(encrypted: VmFleet) -> None:
+    guest = encrypted.start(memory_backend="anonymous", rate=5)
+    move_to_and_fro(encrypted, guest)
+    moved = encrypted.guest("alpha", guest.name)
+    assert not (moved.places.directory / "tls").exists()
+    with Monitor(moved.name, moved.places.monitor) as monitor:
+        assert monitor.execute("query-migrate-parameters")["tls-creds"] == "droveway-tls"

@@ -9,11 +9,13 @@ from workers.guests.contract import Guest
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.own_migration import OwnMigration
 from workers.guests.qemu.own_settings import own_settings
+from workers.guests.qemu.tls_credentials import listening_name
 from workers.handover.drive import Handover
 from workers.handover.states import Event
 from workers.link import Link
 from workers.migration import Migration
 from workers.protocol import MessageType
+from workers.qemu_engine.certificates import certificates
 
 #: Seconds for the source to say that it is about to call.
 _ANSWER = 120.0
@@ -29,10 +31,13 @@ def receive(migration: Migration, link: Link, twin: Guest, handover: Handover) -
     settings = own_settings(
         agreed.capabilities, migration.parameters, transport=agreed.transport, channels=agreed.channels
     )
-    link.talk.expect([MessageType.CALLING], _ANSWER)
+    tls = certificates(migration, agreed)
+    caller = link.talk.expect([MessageType.CALLING], _ANSWER).body["name"]
     own.prepare(settings.capabilities, settings.parameters)
+    if tls.enabled:
+        own.let_in(tls, caller)
     port = _listen(own, agreed.transport, str(host.address), host.ports)
-    link.talk.say(MessageType.LISTENING, {"address": host.advertised, "port": port, "name": ""})
+    link.talk.say(MessageType.LISTENING, {"address": host.advertised, "port": port, "name": listening_name(tls)})
     with migration.phase("rounds", "active"):
         _await_completed(migration, link, own)
     with migration.phase("handover", "device"):

@@ -24,11 +24,13 @@ from workers.guests.contract import Guest
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.own_migration import Figures, OwnMigration
 from workers.guests.qemu.own_settings import own_settings
+from workers.guests.qemu.tls_credentials import calling_name
 from workers.handover.drive import Handover
 from workers.handover.states import Event
 from workers.link import Link
 from workers.migration import Migration
 from workers.protocol import MessageType
+from workers.qemu_engine.certificates import certificates
 from workers.qemu_engine.passes import Finished, Passes
 from workers.rounds.convergence import Limits
 
@@ -52,9 +54,12 @@ def move(migration: Migration, link: Link, guest: Guest, handover: Handover) -> 
     settings = own_settings(
         agreed.capabilities, migration.parameters, transport=agreed.transport, channels=agreed.channels
     )
-    link.talk.say(MessageType.CALLING, {"name": ""})
+    tls = certificates(migration, agreed)
+    link.talk.say(MessageType.CALLING, {"name": calling_name(tls)})
     where = link.talk.expect([MessageType.LISTENING], _ANSWER).body
     own.prepare(settings.at_source(), settings.parameters)
+    if tls.enabled:
+        own.call(tls, where["name"])
     own.set_off(_uri(agreed.transport, where["address"], where["port"]))
     watched = _Watched(migration, link, own, _passes(migration, link))
     _send_live(watched)

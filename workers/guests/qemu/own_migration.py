@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import HostError
+from config.settings import TlsSettings
 from workers.guests.qemu.monitor import CommandRefusedError, Monitor
 from workers.guests.qemu.own_settings import LONGEST_DOWNTIME
+from workers.guests.qemu.tls_credentials import as_caller, as_listener
 
 UNDER_WAY = frozenset({"setup", "wait-unplug", "active", "pre-switchover", "device", "cancelling"})
 #: Seconds in which QEMU ends a migration: it waits for its threads, each of which may be in the middle of a write.
@@ -65,12 +67,22 @@ class OwnMigration:
         self._directory = directory
 
     def prepare(self, capabilities: Mapping[str, bool], parameters: Mapping[str, int | str]) -> None:
-        """Set what the next migration is done with. Raises CommandRefusedError where this QEMU lacks something."""
+        """Set what the next migration is done with, in the clear until `call` or `let_in` say otherwise.
+
+        Raises CommandRefusedError where this QEMU lacks something.
+        """
         leave_no_migration(self._monitor)
         asked = [{"capability": name, "state": state} for name, state in capabilities.items()]
         self._monitor.execute("migrate-set-capabilities", capabilities=asked)
-        values: dict[str, Any] = dict(parameters)
-        self._monitor.execute("migrate-set-parameters", **values)
+        self._set({"tls-creds": "", **parameters})
+
+    def call(self, tls: TlsSettings, listener: str) -> None:
+        """Encrypt, and send only to a host whose certificate has this name. Raises CommandRefusedError, HostError."""
+        self._set(as_caller(self._monitor, self._directory, tls, listener))
+
+    def let_in(self, tls: TlsSettings, caller: str) -> None:
+        """Encrypt, and take only from a host whose certificate has this subject. Raises as `call`."""
+        self._set(as_listener(self._monitor, self._directory, tls, caller))
 
     def listen(self, uris: Iterable[str]) -> str:
         """Wait for a source at the first of these that is free; which one. Raises HostError: none is."""
@@ -115,6 +127,10 @@ class OwnMigration:
     def switch_over(self) -> None:
         """Go on from pre-switchover."""
         self._monitor.execute("migrate-continue", state="pre-switchover")
+
+    def _set(self, parameters: Mapping[str, int | str]) -> None:
+        values: dict[str, Any] = dict(parameters)
+        self._monitor.execute("migrate-set-parameters", **values)
 
     def _last_words(self) -> str:
         try:
