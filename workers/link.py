@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from config.capabilities import SUPPORTED, EngineChoice, TransportChoice
+from config.capabilities import SUPPORTED, SUPPORTED_BY_QEMU, EngineChoice, TransportChoice
 from config.errors import CancelledError, DrovewayError, PeerError
 from workers.conversation import Conversation
 from workers.dirty.choose import KINDS
@@ -45,7 +45,8 @@ class Link:
 
 def engine_of(migration: Migration, guest: Guest) -> EngineChoice:
     """Who will move this guest, as its source sees it. Raises RefusedError (`engine`), before anything is touched."""
-    return choose(migration.parameters.engine, _engines(guest), guest.not_from_outside).name
+    outside, itself = guest.not_from_outside, guest.not_by_itself
+    return choose(migration.parameters.engine, engines(outside, itself), outside, itself).name
 
 
 def engine_offered(migration: Migration, theirs: Offer) -> EngineChoice:
@@ -56,10 +57,6 @@ def engine_offered(migration: Migration, theirs: Offer) -> EngineChoice:
 def ram_for(engine: EngineChoice, guest: Guest) -> Ram:
     """The guest's memory as far as this process is to reach it: not at all when QEMU moves it."""
     return Ram.elsewhere(guest.blocks()) if engine is EngineChoice.QEMU else Ram(guest.block_files())
-
-
-def _engines(guest: Guest) -> tuple[str, ...]:
-    return engines(moves_itself=guest.moves_itself, not_from_outside=guest.not_from_outside)
 
 
 @contextmanager
@@ -117,7 +114,9 @@ def _offer(
         page_size=PAGE_SIZE,
         capabilities=migration.capabilities.to_json(),
         parameters=migration.parameters.to_json(),
-        supported=frozenset(capability.value for capability in SUPPORTED),
+        supported=frozenset(
+            capability.value for capability in SUPPORTED | (frozenset() if ram.size else SUPPORTED_BY_QEMU)
+        ),
         transports={kind: endpoint.offer() for kind, endpoint in opened.endpoints.items()},
         unavailable={kind: " ".join(why.split())[:MAX_REASON] for kind, why in opened.unavailable.items()},
         trackers=KINDS,
@@ -126,7 +125,7 @@ def _offer(
         available=limits.available,
         populated=populated,
         guest=guest.description() if migration.job.side is Side.SOURCE else None,
-        engines=_engines(guest),
+        engines=engines(guest.not_from_outside, guest.not_by_itself),
         not_from_outside=guest.not_from_outside,
     )
 

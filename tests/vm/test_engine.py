@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tasks.records import MigrationRecord
 from tests.contract.tls_certificates import Authority
 from tests.redis_server import RedisServer
 from tests.vm.fleet import VmFleet
-from tests.vm.machine import Console, await_ticks
+from tests.vm.machine import ANONYMOUS, FOR_QEMU, Console, await_ticks
 from workers.guests.contract import RunState
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
@@ -31,12 +31,14 @@ def vms(own_redis_server: RedisServer) -> Iterator[VmFleet]:
         made.end()
 
 
-def move_to_and_fro(vms: VmFleet, guest: QemuGuest, *parameters: str, times: int = 2) -> list[MigrationRecord]:
-    """Each move completes, one copy is left, no tick is missing and no page bad; the records."""
+def move_to_and_fro(
+    vms: VmFleet, guest: QemuGuest, moves: Sequence[tuple[str, ...]] = ((), ())
+) -> list[MigrationRecord]:
+    """Once for each of `moves`. Each completes, one copy is left, no tick is missing, no page bad; the records."""
     records = []
     with closing(Console()) as console:
         console.follow(guest)
-        for _ in range(times):
+        for parameters in moves:
             record, host = vms.move(guest.name, *parameters)
             assert ending(record) is None, record
             records.append(record)
@@ -55,7 +57,7 @@ def move_to_and_fro(vms: VmFleet, guest: QemuGuest, *parameters: str, times: int
 
 
 def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_why(vms: VmFleet) -> None:
-    guest = vms.start(memory_backend="anonymous", rate=20)
+    guest = vms.start(**ANONYMOUS, rate=20)
     for record in move_to_and_fro(vms, guest):
         assert record.source.progress is not None
         sizes = record.source.progress["bytes"]
@@ -69,24 +71,29 @@ def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_w
 
 def test_one_that_could_be_moved_from_outside_is_moved_by_qemu_when_asked(vms: VmFleet) -> None:
     """And by us afterwards: what QEMU's own migration was set to is put back."""
-    guest = vms.start(rate=20)
-    by_qemu, by_us = move_to_and_fro(vms, guest, "engine=qemu", times=1), None
-    guest = vms.guest("beta", guest.name)
-    by_us = move_to_and_fro(vms, guest, times=1)
-    again = move_to_and_fro(vms, vms.guest("alpha", guest.name), "engine=qemu", "channels=1", times=1)
-    assert [chosen(record)["engine"] for record in (*by_qemu, *by_us, *again)] == ["qemu", "droveway", "qemu"]
-    assert chosen(by_qemu[0])["channels"] == 4
-    assert chosen(by_us[0])["engine-reason"] == "its RAM can be moved from outside"
+    guest = vms.start(**FOR_QEMU, rate=20)
+    by_qemu, by_us, again = move_to_and_fro(vms, guest, [("engine=qemu",), (), ("engine=qemu", "channels=1")])
+    assert [chosen(record)["engine"] for record in (by_qemu, by_us, again)] == ["qemu", "droveway", "qemu"]
+    assert (chosen(by_qemu)["channels"], chosen(again)["channels"]) == (4, 1)
+    assert chosen(by_us)["engine-reason"] == "its RAM can be moved from outside"
 
 
 def test_what_cannot_be_moved_from_outside_is_refused_to_our_engine_and_goes_on_untouched(vms: VmFleet) -> None:
-    guest = vms.start(memory_backend="anonymous")
+    guest = vms.start(**ANONYMOUS)
     record, _ = vms.move(guest.name, "engine=droveway")
     assert (record.state, record.reason) == ("failed", "engine"), record
     assert "not a shared file" in str(record.message)
     assert last_line(vms.fleet.hosts["alpha"].settings.host.state_dir, guest.name) is None  # nothing was begun
     assert not vms.fleet.hosts["beta"].guests.holds(guest.name)
     assert guest.status() is RunState.RUNNING
+    await_ticks(guest, 5)
+
+
+def test_an_emulated_guest_is_not_left_to_a_qemu_that_would_lose_its_writes(vms: VmFleet) -> None:
+    guest = vms.start(memory_backend="anonymous")
+    record, _ = vms.move(guest.name)
+    assert (record.state, record.reason) == ("failed", "engine"), record
+    assert "loses writes" in str(record.message)
     await_ticks(guest, 5)
 
 
@@ -114,7 +121,7 @@ def encrypted(own_redis_server: RedisServer, tmp_path: Path) -> Iterator[VmFleet
 
 
 def test_it_is_encrypted_where_the_hosts_have_certificates_and_no_key_is_left_behind(encrypted: VmFleet) -> None:
-    guest = encrypted.start(memory_backend="anonymous", rate=5)
+    guest = encrypted.start(**ANONYMOUS, rate=5)
     move_to_and_fro(encrypted, guest)
     moved = encrypted.guest("alpha", guest.name)
     assert not (moved.places.directory / "tls").exists()

@@ -14,6 +14,7 @@ from tests.faults.harmed_fleet import let_go_on
 from tests.faults.test_kills import side_of
 from tests.redis_server import find_server
 from tests.until import until
+from tests.vm.machine import ANONYMOUS
 from tests.vm.test_kills import HarmedVms
 from workers.pairing.contract import Side
 
@@ -28,7 +29,7 @@ FAST: Mapping[str, int | str] = {"downtime-limit": 2000}
 class LeftToQemu(HarmedVms):
     """Virtual machines that nobody can move from outside."""
 
-    shape: ClassVar[Mapping[str, Any]] = {"memory_backend": "anonymous"}
+    shape: ClassVar[Mapping[str, Any]] = ANONYMOUS
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,6 @@ class Guest(Protocol):
     kind: ClassVar[str]
     #: Whether the kernel writes this guest's RAM too, on behalf of its process (any guest that reads files into it).
     kernel_writes: ClassVar[bool]
-    #: Whether it can move its RAM itself, as QEMU can (workers/qemu_engine).
-    moves_itself: ClassVar[bool]
     name: str
 
     @property
@@ -38,6 +36,11 @@ class Guest(Protocol):
     @property
     def not_from_outside(self) -> str | None:
         """Why its RAM cannot be moved from outside of its process; None when it can."""
+        ...
+
+    @property
+    def not_by_itself(self) -> str | None:
+        """Why it cannot move its RAM itself (workers/qemu_engine); None when it can."""
         ...
 
     def blocks(self) -> list[RamBlock]:

@@ -45,7 +45,7 @@ class MemoryGuest:
 
     kind: ClassVar[str] = "memory"
     kernel_writes: ClassVar[bool] = False
-    moves_itself: ClassVar[bool] = False
+    not_by_itself: ClassVar[str] = "it is not a QEMU guest"
     not_from_outside: ClassVar[None] = None
 
     def __init__(self, directory: Path) -> None:

@@ -77,6 +77,9 @@ def agree(source: Offer, destination: Offer) -> Agreement:
     mtu = _mtu(source, destination, transport)
     if engine.name is QEMU:
         notes += _left_to_qemu(capabilities, transport)
+        why = "over RDMA" if transport == "verbs" else "with xbzrle" if capabilities.get("xbzrle") else ""
+        if why and channels > 1:
+            channels, lowered = 1, [*lowered, Note("channels", f"1 instead of {channels}: QEMU takes no more {why}")]
     return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *mtu, *lowered), engine)
 
 
@@ -172,7 +175,9 @@ def _left_to_qemu(in_force: dict[str, bool], transport: str) -> list[Note]:
             "QEMU's own RDMA code decides by itself how it locks memory: set it off.", "on-demand-paging"
         )
     lacks = {"verify-ram": "QEMU compares no memory, and leaves that to its connection's checksums"}
-    if transport != "verbs":
+    if transport == "verbs":
+        lacks["xbzrle"] = "QEMU sends pages whole over RDMA"
+    else:
         lacks["rdma-pin-all"] = f"QEMU locks no memory over {transport}"
     off = [name for name in lacks if in_force.get(name)]
     in_force.update(dict.fromkeys(off, False))

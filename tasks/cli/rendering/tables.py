@@ -85,6 +85,8 @@ def summary(facts: Facts) -> RenderableType:
 def _choices(facts: Facts) -> list[tuple[str, str]]:
     chosen = facts.choices
     rows = []
+    if "engine" in chosen:
+        rows.append(("engine", f"{chosen['engine']}: {chosen.get('engine-reason', '')}"))
     if "transport" in chosen:
         sizes = f"{chosen.get('channels')} channels, chunks of {size(chosen.get('chunk-size'))}"
         rows.append(("transport", f"{chosen['transport']}, {sizes}"))

@@ -52,7 +52,7 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
     words = [places.binary, "-name", f"guest={spec.name}", "-uuid", str(spec.uuid)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-daemonize", "-pidfile", str(places.pid_file)]
     words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={RAM_ID}", "-cpu", spec.cpu]
-    words += ["-smp", str(spec.vcpus), "-m", f"{spec.memory >> 20}M"]
+    words += ["-smp", str(spec.vcpus), "-m", f"{spec.memory >> 10}K"]
     words += ["-object", _json(_ram(spec, places))]
     for name, path in (("monitor", places.monitor), ("status", places.status)):
         words += ["-chardev", _socket(name, path), "-mon", f"chardev={name},mode=control"]

@@ -27,7 +27,7 @@ from workers.guests.qemu.command import RAM_ID, Places, command_line
 from workers.guests.qemu.injection import userfaultfd_in
 from workers.guests.qemu.monitor import Monitor
 from workers.guests.qemu.own_migration import OwnMigration, leave_no_migration
-from workers.guests.qemu.own_settings import ALL_OFF
+from workers.guests.qemu.own_settings import ALL_OFF, SAFE_FOR_EMULATED, WRITES_ARE_LOST_IN
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
@@ -47,7 +47,6 @@ class QemuGuest:
 
     kind: ClassVar[str] = "qemu"
     kernel_writes: ClassVar[bool] = True
-    moves_itself: ClassVar[bool] = True
 
     def __init__(self, directory: Path) -> None:
         """Take hold of the guest in this directory. Raises HostError when its description cannot be read."""
@@ -73,6 +72,18 @@ class QemuGuest:
     def not_from_outside(self) -> str | None:
         """Only a shared file can be mapped by another process."""
         return "its RAM is not a shared file" if self.spec.memory_backend == "anonymous" else None
+
+    @property
+    def not_by_itself(self) -> str | None:
+        """An emulated guest must not be left to a QEMU that loses some of its writes."""
+        if self.spec.accel != "tcg" or self.spec.memory % WRITES_ARE_LOST_IN:
+            return None
+        with Monitor(self.name, self.places.status) as monitor:
+            version = monitor.execute("query-version")["qemu"]
+        if (version["major"], version["minor"]) >= SAFE_FOR_EMULATED:
+            return None
+        found, safe = (".".join(map(str, each)) for each in ((version["major"], version["minor"]), SAFE_FOR_EMULATED))
+        return f"QEMU {found} loses writes of an emulated guest (accel tcg) while it moves it, before {safe}"
 
     def blocks(self) -> list[RamBlock]:
         """One block, QEMU's memory backend."""
