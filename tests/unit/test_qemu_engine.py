@@ -9,7 +9,7 @@ import pytest
 from config.capabilities import read_options
 from config.errors import RefusedError, RequestError
 from tests.unit.test_offer_and_agreement import offer
-from workers.guests.qemu.own_migration import Figures
+from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.own_settings import ALL_OFF, NO_LIMIT, own_settings
 from workers.pairing.agreement import agree
 from workers.pairing.engine import choose, engines

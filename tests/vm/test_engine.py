@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from config.capabilities import read_options
 from config.settings import TlsSettings
 from tasks.cli.following import ending
 from tasks.records import MigrationRecord
 from tests.contract.tls_certificates import Authority
 from tests.redis_server import RedisServer
+from tests.until import until
 from tests.vm.fleet import VmFleet
-from tests.vm.machine import ANONYMOUS, FOR_QEMU, Console, await_ticks
+from tests.vm.machine import ANONYMOUS, FOR_QEMU, Console, await_ticks, vm_spec
 from workers.guests.contract import RunState
+from workers.guests.local import LocalGuests
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.own_settings import own_settings
+from workers.guests.qemu.spec import QemuGuestSpec
+from workers.guests.qemu.tls_credentials import calling_name, listening_name
 from workers.handover.journal import last_line
+from workers.qemu_engine.destination import listen
+from workers.qemu_engine.source import uri
 
 
 @pytest.fixture
@@ -127,3 +136,47 @@ def test_it_is_encrypted_where_the_hosts_have_certificates_and_no_key_is_left_be
     assert not (moved.places.directory / "tls").exists()
     with Monitor(moved.name, moved.places.monitor) as monitor:
         assert monitor.execute("query-migrate-parameters")["tls-creds"] == "droveway-tls"
+
+
+def test_qemu_neither_calls_nor_lets_in_a_host_of_another_name(tmp_path: Path) -> None:
+    vm_spec("vm1")  # skipped, or an error, where there is no QEMU
+    authority = Authority(tmp_path)
+    here, there = (TlsSettings(**asdict(authority.host(name))) for name in ("alpha", "beta"))
+    assert (calling_name(here), listening_name(there)) == ("CN=alpha", "beta")
+    for caller, listener, ends in (
+        ("CN=alpha", "beta", "pre-switchover"),
+        ("CN=gamma", "beta", "failed"),
+        ("CN=alpha", "gamma", "failed"),
+    ):
+        with two_qemus(tmp_path) as (guest, twin):
+            _, parameters = read_options()
+            settings = own_settings({}, parameters, transport="tcp", channels=2)
+            receiver, sender = twin.own_migration(), guest.own_migration()
+            receiver.prepare(settings.capabilities, settings.parameters)
+            receiver.let_in(there, caller)
+            port = listen(receiver, "tcp", "127.0.0.1", (49152, 49215))
+            sender.prepare(settings.at_source(), settings.parameters)
+            sender.call(here, listener)
+            sender.set_off(uri("tcp", "127.0.0.1", port))
+            until("its end", lambda sender=sender: sender.figures().status in ("failed", "pre-switchover"), 90)
+            assert sender.figures().status == ends, sender.figures()
+            guest.cont()
+            assert guest.status() is RunState.RUNNING
+
+
+@contextmanager
+def two_qemus(folder: Path) -> Iterator[tuple[QemuGuest, QemuGuest]]:
+    """A guest that runs its firmware, and its incoming twin."""
+    (folder / "ram").mkdir(exist_ok=True)
+    hosts = [LocalGuests(folder / name, folder / "ram") for name in ("a", "b")]
+    shape = {"name": "vm1", "memory": "65544K", "accel": "tcg", "memory_backend": "anonymous"}
+    try:
+        guest = hosts[0].start_qemu(QemuGuestSpec.from_json(shape))
+        twin = hosts[1].incoming(guest.description())
+        assert isinstance(twin, QemuGuest)
+        with closing(guest), closing(twin):
+            yield guest, twin
+    finally:
+        for host in hosts:
+            for left in host.list():
+                host.stop(left.name)

@@ -36,7 +36,7 @@ def receive(migration: Migration, link: Link, twin: Guest, handover: Handover) -
     own.prepare(settings.capabilities, settings.parameters)
     if tls.enabled:
         own.let_in(tls, caller)
-    port = _listen(own, agreed.transport, str(host.address), host.ports)
+    port = listen(own, agreed.transport, str(host.address), host.ports)
     link.talk.say(MessageType.LISTENING, {"address": host.advertised, "port": port, "name": listening_name(tls)})
     with migration.phase("rounds", "active"):
         _await_completed(migration, link, own)
@@ -45,7 +45,7 @@ def receive(migration: Migration, link: Link, twin: Guest, handover: Handover) -
         handover.await_decision()
 
 
-def _listen(own: OwnMigration, transport: str, address: str, ports: tuple[int, int]) -> int:
+def listen(own: OwnMigration, transport: str, address: str, ports: tuple[int, int]) -> int:
     """Somewhere in this host's range, where firewalls let the data path through; the port."""
     where = f"[{address}]" if ":" in address else address
     if transport == "verbs":  # QEMU's RDMA code knows no ranges, and does not say where it listens

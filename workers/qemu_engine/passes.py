@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workers.guests.qemu.own_migration import Figures
+from workers.guests.qemu.figures import Figures
 from workers.rounds.contract import Round
 from workers.rounds.convergence import Limits, Ruling, Survey, judge
 

@@ -21,8 +21,9 @@ from config.capabilities import OnStall
 from config.errors import MessageError, MigrationFailedError, PeerError, PeerLostError, StalledError
 from workers.fault_injection import point
 from workers.guests.contract import Guest
+from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.guest import QemuGuest
-from workers.guests.qemu.own_migration import Figures, OwnMigration
+from workers.guests.qemu.own_migration import OwnMigration
 from workers.guests.qemu.own_settings import own_settings
 from workers.guests.qemu.tls_credentials import calling_name
 from workers.handover.drive import Handover
@@ -40,7 +41,7 @@ _ANSWER = 120.0
 _LOOK = 0.1
 #: Seconds in which QEMU sends nothing at all while it should.
 _SILENCE = 120.0
-#: The guest is paused: seconds that are waited beyond what the memory that is left should take.
+#: The same while the guest is paused, or ten times the downtime limit when that is more.
 _PAUSED_SILENCE = 5.0
 #: Seconds for the destination to say why its QEMU ended, once ours has noticed.
 _REASON_SECONDS = 2.0
@@ -60,13 +61,14 @@ def move(migration: Migration, link: Link, guest: Guest, handover: Handover) -> 
     own.prepare(settings.at_source(), settings.parameters)
     if tls.enabled:
         own.call(tls, where["name"])
-    own.set_off(_uri(agreed.transport, where["address"], where["port"]))
+    own.set_off(uri(agreed.transport, where["address"], where["port"]))
     watched = _Watched(migration, link, own, _passes(migration, link))
     _send_live(watched)
     _hand_over(watched, handover)
 
 
-def _uri(transport: str, address: str, port: int) -> str:
+def uri(transport: str, address: str, port: int) -> str:
+    """Where QEMU is told to send."""
     scheme = "rdma" if transport == "verbs" else "tcp"
     return f"{scheme}:[{address}]:{port}" if ":" in address else f"{scheme}:{address}:{port}"
 
@@ -200,8 +202,8 @@ def _hand_over(watched: _Watched, handover: Handover) -> None:
         watched.own.switch_over()
         migration.progress.update({"state": "device"}, now=True)
         point("source.device")
-        _await_completed(watched)
         talk.patience = max(_PAUSED_SILENCE, 10 * migration.parameters.downtime_limit_ms / 1e3)
+        _await_completed(watched, talk.patience)
         handover.await_ready()
         handover.await_taken()
     final = watched.passes.last(watched.figures, watched.elapsed)
@@ -209,11 +211,12 @@ def _hand_over(watched: _Watched, handover: Handover) -> None:
     _report(watched)
 
 
-def _await_completed(watched: _Watched) -> None:
-    """Raises MigrationFailedError also when it takes far too long: a guest that is paused must not stay so."""
+def _await_completed(watched: _Watched, patience: float) -> None:
+    """Raises PeerLostError when nothing is sent for `patience` seconds: a guest that is paused must not stay so."""
+    watched.moved = time.monotonic()
     while watched.figures.status != "completed":
-        if time.monotonic() - watched.moved > _PAUSED_SILENCE:
-            raise PeerLostError(f"QEMU has sent nothing for {_PAUSED_SILENCE:g} s of the guest's pause")
+        if time.monotonic() - watched.moved > patience:
+            raise PeerLostError(f"QEMU has sent nothing for {patience:g} s of the guest's pause")
         watched.migration.check()
         watched.own.wait(_LOOK)
         watched.look()

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config.errors import HostError
 from config.settings import TlsSettings
+from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.monitor import CommandRefusedError, Monitor
 from workers.guests.qemu.own_settings import LONGEST_DOWNTIME
 from workers.guests.qemu.tls_credentials import as_caller, as_listener
@@ -24,38 +24,6 @@ UNDER_WAY = frozenset({"setup", "wait-unplug", "active", "pre-switchover", "devi
 #: Seconds in which QEMU ends a migration: it waits for its threads, each of which may be in the middle of a write.
 _END_SECONDS = 30.0
 _LOOK = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What `query-migrate` says. Units: bytes, bytes/s, seconds. An incoming QEMU has a status only."""
-
-    status: str
-    transferred: int = 0
-    remaining: int = 0
-    total: int = 0
-    #: Looks at all of memory: one at the beginning, one after each pass.
-    looks: int = 0
-    rate: float = 0.0
-    dirty_rate: float = 0.0
-    expected_downtime: float = 0.0
-    error: str = ""
-
-    @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Figures:
-        """Read an answer. QEMU leaves out what it has no figures of yet."""
-        ram = said.get("ram", {})
-        return cls(
-            status=said.get("status", "none"),
-            transferred=ram.get("transferred", 0),
-            remaining=ram.get("remaining", 0),
-            total=ram.get("total", 0),
-            looks=ram.get("dirty-sync-count", 0),
-            rate=ram.get("mbps", 0.0) * 1e6 / 8,
-            dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 0)),
-            expected_downtime=said.get("expected-downtime", 0) / 1e3,
-            error=said.get("error-desc", ""),
-        )
 
 
 class OwnMigration:
