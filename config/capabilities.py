@@ -139,6 +139,8 @@ class Capabilities:
 
 #: What this version can do: what a side offers when the two agree.
 SUPPORTED: frozenset[MigrationCapability] = frozenset(row for row in CAPABILITIES if not row.missing)
+#: What there is all the same where QEMU moves the memory (engine=qemu).
+SUPPORTED_BY_QEMU = frozenset({MigrationCapability.XBZRLE, MigrationCapability.AUTO_CONVERGE})
 
 
 # --- parameters: a quantity or a choice -------------------------------------------------------------------------------
@@ -158,6 +160,14 @@ class TransportChoice(StrEnum):
     AUTO = "auto"
     VERBS = "verbs"
     TCP = "tcp"
+
+
+class EngineChoice(StrEnum):
+    """Who moves the memory."""
+
+    AUTO = "auto"
+    DROVEWAY = "droveway"  # the workers, from outside of the guest's process
+    QEMU = "qemu"  # QEMU itself, told by the workers what to do
 
 
 class DirtyTrackerChoice(StrEnum):
@@ -378,6 +388,13 @@ class MigrationParameters:
         "",
         "What carries the memory; auto takes the best that both hosts have.",
     )
+    engine: EngineChoice = _parameter(  # noqa: RUF009  # makes a field(), as its neighbours do
+        "engine",
+        EngineChoice.AUTO,
+        Choice(EngineChoice),
+        "",
+        "Who moves the memory; auto leaves to QEMU only the guests whose memory cannot be moved from outside.",
+    )
     dirty_tracker: DirtyTrackerChoice = _parameter(  # noqa: RUF009  # makes a field(), as its neighbours do
         "dirty-tracker",
         DirtyTrackerChoice.AUTO,
@@ -559,11 +576,18 @@ def _refuse_exclusions(capabilities: Capabilities, parameters: MigrationParamete
 
 
 def _refuse_missing(capabilities: Capabilities, parameters: MigrationParameters) -> None:
+    by_qemu = parameters.engine is EngineChoice.QEMU
     for status in capabilities:
-        if status.state and status.capability.missing:
-            raise RequestError(f"{status.capability}=on is not possible yet: {status.capability.missing}.")
+        if status.state and status.capability.missing and not (by_qemu and status.capability in SUPPORTED_BY_QEMU):
+            raise RequestError(
+                f"{status.capability}=on is not possible yet: {status.capability.missing}{_unless(status.capability)}."
+            )
     for field, row in _FIELDS.items():
         value = getattr(parameters, field)
         refusal = row.refusal(value)
-        if refusal:
+        if refusal and not (by_qemu and row.name == "xbzrle-cache-size"):
             raise RequestError(f"{row.name}={row.kind.format(value)} is not possible yet: {refusal}.")
+
+
+def _unless(capability: MigrationCapability) -> str:
+    return ", unless by engine=qemu" if capability in SUPPORTED_BY_QEMU else ""

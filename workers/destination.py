@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from config.capabilities import EngineChoice
 from config.capabilities import MigrationCapability as Capability
 from config.errors import MessageError, RefusedError, VerifyError
 from workers.digests import PageDigests, differing, rollup_unit
@@ -14,12 +15,13 @@ from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
 from workers.handover.states import Event, State
-from workers.link import Link, await_source, link_as_destination, refusals_told
+from workers.link import Link, await_source, engine_offered, link_as_destination, ram_for, refusals_told
 from workers.migration import Migration
 from workers.pairing.agreement import refuse_beyond_limits
 from workers.pairing.contract import Side
 from workers.pairing.offer import Offer
 from workers.protocol import MessageType
+from workers.qemu_engine import destination as qemu_engine
 from workers.ram import Ram
 from workers.registration.limits import LockLimits, lock_limits
 from workers.rounds.incoming import Incoming
@@ -38,14 +40,18 @@ def run(migration: Migration) -> None:
             theirs = await_source(migration)
             limits = lock_limits()
             _refuse_what_does_not_fit(migration, theirs, limits)
+            engine = engine_offered(migration, theirs)
             journal.begin(job.epoch, Side.DESTINATION, job.migration, job.peer_host)
             handover = Handover(journal, migration.pairing, State.LOADING, None)
         with handover.guarded():
-            handover.guest = _twin(migration, theirs)
-            with Ram(handover.guest.block_files()) as ram, link_as_destination(migration, ram, theirs, limits) as link:
+            handover.guest = twin = _twin(migration, theirs)
+            with ram_for(engine, twin) as ram, link_as_destination(migration, twin, ram, theirs, limits) as link:
                 connected()
                 with handover.over(link.talk):
-                    _receive(migration, link, ram, handover)
+                    if engine is EngineChoice.QEMU:
+                        qemu_engine.receive(migration, link, twin, handover)
+                    else:
+                        _receive(migration, link, ram, handover)
                 closing = time.monotonic()
             migration.timeline.add("deregistration", time.monotonic() - closing)
 

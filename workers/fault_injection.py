@@ -7,7 +7,8 @@
     file=PATH             read one of the above from PATH, anew for every mover
 
 Points are `SIDE.PHASE` (entering it), `SIDE.connecting` (both offers known), `SIDE.sending` (after the first batch of a
-round), `SIDE.ACTION` (before an action of the handover's table) and `SIDE.STATE` (after the step into it).
+round; with engine=qemu while QEMU sends), `source.device` (with engine=qemu: QEMU was told to switch over),
+`SIDE.ACTION` (before an action of the handover's table) and `SIDE.STATE` (after the step into it).
 """
 
 from __future__ import annotations

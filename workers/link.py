@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from config.capabilities import SUPPORTED
+from config.capabilities import SUPPORTED, SUPPORTED_BY_QEMU, EngineChoice, TransportChoice
 from config.errors import CancelledError, DrovewayError, PeerError
 from workers.conversation import Conversation
 from workers.dirty.choose import KINDS
@@ -20,6 +19,7 @@ from workers.guests.contract import Guest
 from workers.migration import Migration
 from workers.pairing.agreement import Agreement, agree
 from workers.pairing.contract import Side
+from workers.pairing.engine import choose, engines
 from workers.pairing.offer import MAX_REASON, Offer, blocks_of, decode, encode
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
@@ -43,14 +43,30 @@ class Link:
     destination: Offer
 
 
+def engine_of(migration: Migration, guest: Guest) -> EngineChoice:
+    """Who will move this guest, as its source sees it. Raises RefusedError (`engine`), before anything is touched."""
+    outside, itself = guest.not_from_outside, guest.not_by_itself
+    return choose(migration.parameters.engine, engines(outside, itself), outside, itself).name
+
+
+def engine_offered(migration: Migration, theirs: Offer) -> EngineChoice:
+    """The same as the destination sees it. Raises RefusedError (`engine`)."""
+    return choose(migration.parameters.engine, theirs.engines, theirs.not_from_outside).name
+
+
+def ram_for(engine: EngineChoice, guest: Guest) -> Ram:
+    """The guest's memory as far as this process is to reach it: not at all when QEMU moves it."""
+    return Ram.elsewhere(guest.blocks()) if engine is EngineChoice.QEMU else Ram(guest.block_files())
+
+
 @contextmanager
 def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Link]:
     """Offer, wait for the answer, agree, connect. Closes the endpoint at the end, whatever happened."""
     with ExitStack() as cleanup:
         with migration.phase("pairing", "setup"):
             opened = _open(cleanup, migration, ram)
-            populated = ram.populated().aligned(GRANULE).clipped(ram.size).size
-            mine = _offer(migration, ram, opened, lock_limits(), guest.description(), populated)
+            populated = ram.populated().aligned(GRANULE).clipped(ram.size).size if ram.size else None
+            mine = _offer(migration, guest, ram, opened, lock_limits(), populated)
             migration.pairing.publish(encode(mine))
             theirs = decode(migration.pairing.await_offer(migration.settings.worker.pairing_timeout))
             link = _connect(migration, opened.endpoints, mine, theirs)
@@ -63,33 +79,34 @@ def await_source(migration: Migration) -> Offer:
 
 
 @contextmanager
-def link_as_destination(migration: Migration, ram: Ram, theirs: Offer, limits: LockLimits) -> Iterator[Link]:
+def link_as_destination(
+    migration: Migration, guest: Guest, ram: Ram, theirs: Offer, limits: LockLimits
+) -> Iterator[Link]:
     """Agree, answer, connect. Closes the endpoint at the end, whatever happened.
 
     `limits` are this host's from before the twin started, which may have taken all of its memory since.
     """
     with ExitStack() as cleanup:
         opened = _open(cleanup, migration, ram)
-        mine = _offer(migration, ram, opened, limits)
+        mine = _offer(migration, guest, ram, opened, limits)
         agree(theirs, mine)  # refused before the source is told to connect
         migration.pairing.publish(encode(mine))
         yield _connect(migration, opened.endpoints, mine, theirs)
 
 
 def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> Opened:
-    opened = open_endpoints(migration.job.side, migration.settings, migration.capabilities, migration.parameters, ram)
+    parameters = migration.parameters
+    if not ram.size and parameters.transport is TransportChoice.AUTO:
+        # QEMU's RDMA code takes one connection and no TLS: it is for whoever asks for it.
+        parameters = replace(parameters, transport=TransportChoice.TCP)
+    opened = open_endpoints(migration.job.side, migration.settings, migration.capabilities, parameters, ram)
     for endpoint in opened.endpoints.values():
         cleanup.callback(endpoint.close)
     return opened
 
 
 def _offer(
-    migration: Migration,
-    ram: Ram,
-    opened: Opened,
-    limits: LockLimits,
-    description: Mapping[str, Any] | None = None,
-    populated: int | None = None,
+    migration: Migration, guest: Guest, ram: Ram, opened: Opened, limits: LockLimits, populated: int | None = None
 ) -> Offer:
     return Offer(
         host=migration.job.host,
@@ -97,7 +114,9 @@ def _offer(
         page_size=PAGE_SIZE,
         capabilities=migration.capabilities.to_json(),
         parameters=migration.parameters.to_json(),
-        supported=frozenset(capability.value for capability in SUPPORTED),
+        supported=frozenset(
+            capability.value for capability in SUPPORTED | (frozenset() if ram.size else SUPPORTED_BY_QEMU)
+        ),
         transports={kind: endpoint.offer() for kind, endpoint in opened.endpoints.items()},
         unavailable={kind: " ".join(why.split())[:MAX_REASON] for kind, why in opened.unavailable.items()},
         trackers=KINDS,
@@ -105,7 +124,9 @@ def _offer(
         cgroup=limits.cgroup,
         available=limits.available,
         populated=populated,
-        guest=description,
+        guest=guest.description() if migration.job.side is Side.SOURCE else None,
+        engines=engines(guest.not_from_outside, guest.not_by_itself),
+        not_from_outside=guest.not_from_outside,
     )
 
 

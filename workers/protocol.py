@@ -12,6 +12,10 @@
       ◄───────────────────────────── ROUND_DONE n  all that was written up to here is digested
       HELD_REQUEST ────────────────────────────►  (content tracker only) what does your memory hold?
       ◄────────────────────────────── HELD digests
+    engine=qemu, instead of all of these (qemu_engine/):
+      CALLING certificate's name ──────────────►  let QEMU wait for it
+      ◄──────────────── LISTENING address, port
+      ══ QEMU's own migration stream ═══════════  device state and all; then READY, as below
       … the switch-over begins: device state that is large and at rest goes while the guest still runs …
       STATE piece ─────────────────────────────►  load
       ◄────────────────────────────── STATE piece  what the guest's process there says back
@@ -24,8 +28,8 @@
     either: ABORT, ERROR reason
 
 A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
-table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE;
-3 made STATE a stream, both ways and at any time, and gave the digests a message of their own.
+table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE; 3 made
+STATE a stream, both ways and at any time, gave the digests a message of their own, and brought CALLING and LISTENING.
 """
 
 from __future__ import annotations
@@ -67,6 +71,8 @@ class MessageType(IntEnum):
     HELD = 14
     RELEASE = 15
     DIGESTS = 16
+    CALLING = 17
+    LISTENING = 18
 
 
 #: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
@@ -87,6 +93,8 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.HELD: {},
     MessageType.RELEASE: {},
     MessageType.DIGESTS: {},
+    MessageType.CALLING: {"name": str},
+    MessageType.LISTENING: {"address": str, "port": int, "name": str},
 }
 
 

@@ -74,6 +74,14 @@ class Ram:
             raise
         self.view = memoryview((ctypes.c_ubyte * self.size).from_address(self.address)).cast("B")
 
+    @classmethod
+    def elsewhere(cls, blocks: Sequence[RamBlock]) -> Self:
+        """The memory of a guest that moves it itself: its blocks are known, and no byte of it can be reached here."""
+        ram = cls.__new__(cls)
+        ram.blocks, ram.size, ram.address, ram.view = tuple(blocks), 0, 0, memoryview(b"")
+        ram._fds, ram._bases = [], []
+        return ram
+
     def _add(self, file: BlockFile, base: int) -> None:
         try:
             fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)

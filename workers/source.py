@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from config.capabilities import EngineChoice, OnStall
 from config.capabilities import MigrationCapability as Capability
-from config.capabilities import OnStall
 from config.errors import HostError, MessageError, StalledError
 from workers.conversation import Conversation
 from workers.digests import PageDigests, rollup_unit
@@ -26,10 +26,11 @@ from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
 from workers.handover.states import Event, State
-from workers.link import Link, link_as_source, refusals_told
+from workers.link import Link, engine_of, link_as_source, ram_for, refusals_told
 from workers.migration import Migration
 from workers.pairing.contract import Side
 from workers.protocol import MessageType
+from workers.qemu_engine import source as qemu_engine
 from workers.ram import Ram
 from workers.ranges import RangeTable
 from workers.registration.choose import Choice, Facts
@@ -58,13 +59,17 @@ def run(migration: Migration) -> None:
     job, host = migration.job, migration.settings.host
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         guest = _running_guest(LocalGuests(host.state_dir, host.ram_dir), job.guest)
+        engine = engine_of(migration, guest)
         journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
         handover = Handover(journal, migration.pairing, State.OWNING, guest)
         with handover.guarded():
-            with Ram(guest.block_files()) as ram, link_as_source(migration, guest, ram) as link:
+            with ram_for(engine, guest) as ram, link_as_source(migration, guest, ram) as link:
                 connected()
                 with handover.over(link.talk):
-                    _move(migration, link, ram, guest, handover)
+                    if engine is EngineChoice.QEMU:
+                        qemu_engine.move(migration, link, guest, handover)
+                    else:
+                        _move(migration, link, ram, guest, handover)
                 closing = time.monotonic()
             migration.timeline.add("deregistration", time.monotonic() - closing)
             handover.happen(Event.TAKEN)

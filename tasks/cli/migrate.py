@@ -6,7 +6,7 @@ import json
 
 import click
 
-from config.capabilities import read_options
+from config.capabilities import EngineChoice, read_options
 from config.names import check_name
 from tasks.bell import Bell
 from tasks.cli.following import ending, follow, going_on
@@ -25,6 +25,11 @@ from tasks.requests import admit, snapshot, submit
 @click.option("--to", "destination", metavar="HOST", required=True, help="Where it shall go.")
 @click.option("--capability", "capabilities", metavar="NAME=on|off", multiple=True, help="See `droveway capabilities`.")
 @click.option("--set", "parameters", metavar="NAME=VALUE", multiple=True, help="A parameter; see the same.")
+@click.option(
+    "--engine",
+    type=click.Choice([word.value for word in EngineChoice]),
+    help="Who moves the memory: short for --set engine=NAME.",
+)
 @click.option("--wait/--detach", default=True, help="Follow the move to its end (default), or only submit it.")
 @json_option
 @click.pass_context
@@ -34,6 +39,7 @@ def command(
     destination: str,
     capabilities: tuple[str, ...],
     parameters: tuple[str, ...],
+    engine: str | None,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -45,10 +51,11 @@ def command(
     Examples:
       droveway migrate web --to beta
       droveway migrate web --to beta --capability rdma-pin-all=on --set downtime-limit=100ms
+      droveway migrate vm1 --to beta --engine qemu
       id=$(droveway migrate web --to beta --detach --json | jq -r .migration)
     """
     invocation = invocation_of(context)
-    request = request_for(guest, destination, capabilities, parameters)
+    request = request_for(guest, destination, capabilities, (*parameters, *([f"engine={engine}"] if engine else [])))
     with invocation.ledger() as ledger:
         record = begin(ledger, bell_for(invocation.settings), request)
         if wait:

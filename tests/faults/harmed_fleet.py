@@ -115,14 +115,19 @@ class HarmedFleet:
         guest = self.start_guest(host, name, dirty_rate)
         if not keep_fault:
             self.stop_at(point)
-        request = MigrateRequest(
-            migration=new_migration_id(), guest=name, destination=destination, parameters=dict(parameters)
-        )
         with self.ledger() as ledger:
             announce(ledger, host.settings, guest)
+        return name, self.ask(name, destination, parameters)
+
+    def ask(self, guest: str, destination: str, parameters: Mapping[str, int | str]) -> str:
+        """The migration that is begun by this."""
+        request = MigrateRequest(
+            migration=new_migration_id(), guest=guest, destination=destination, parameters=dict(parameters)
+        )
+        with self.ledger() as ledger:
             submit(ledger, request)
             admit(ledger, bell_for(self.fleet.settings))
-        return name, request.migration
+        return request.migration
 
     def start_guest(self, host: LocalHost, name: str, dirty_rate: int) -> MemoryGuest | QemuGuest:
         """One that has filled its memory and writes to it."""

@@ -82,7 +82,7 @@ def test_ram_is_a_shared_file_and_the_machine_uses_it() -> None:
     (memory,) = map(json.loads, following("-object", given))
     assert (memory["qom-type"], memory["share"], memory["mem-path"]) == ("memory-backend-file", True, "/ram/a,b.ram")
     assert memory["size"] == 2 << 30
-    assert following("-m", given) == ["2048M"]
+    assert following("-m", given) == ["2097152K"]
     assert following("-machine", given) == [f"q35,memory-backend={memory['id']}"]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import pytest
 
@@ -31,8 +32,10 @@ pytestmark = pytest.mark.faults
 class HarmedVms(HarmedFleet):
     """The same fleet, with virtual machines."""
 
+    shape: ClassVar[Mapping[str, Any]] = {}
+
     def start_guest(self, host: LocalHost, name: str, dirty_rate: int) -> QemuGuest:
-        guest = host.guests.start_qemu(vm_spec(name, rate=dirty_rate >> 20))
+        guest = host.guests.start_qemu(vm_spec(name, rate=dirty_rate >> 20, **self.shape))
         await_ticks(guest, 5)
         return guest
 

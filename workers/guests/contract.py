@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from workers.ram import BlockFile
+from workers.ram import BlockFile, RamBlock
 
 
 class RunState(StrEnum):
@@ -68,8 +68,22 @@ class Guest(Protocol):
         """The process whose page tables hold the guest's RAM."""
         ...
 
+    @property
+    def not_from_outside(self) -> str | None:
+        """Why its RAM cannot be moved from outside of its process; None when it can."""
+        ...
+
+    @property
+    def not_by_itself(self) -> str | None:
+        """Why it cannot move its RAM itself (workers/qemu_engine); None when it can."""
+        ...
+
+    def blocks(self) -> list[RamBlock]:
+        """Its RAM blocks in ram_addr order, whatever holds them."""
+        ...
+
     def block_files(self) -> list[BlockFile]:
-        """RAM blocks and the files behind them, in ram_addr order."""
+        """The blocks and the files behind them. Raises HostError also when it cannot be moved from outside."""
         ...
 
     def status(self) -> RunState:

@@ -130,7 +130,7 @@ def _entry(directory: Path) -> LocalGuest:
     try:
         kind = _kind(directory)
         guest = _OPEN[kind](directory)
-        memory = sum(file.block.size for file in guest.block_files())
+        memory = sum(block.size for block in guest.blocks())
         return LocalGuest(name, kind, memory, guest.pid, guest.status())
     except HostError as error:
         return LocalGuest(name, kind, problem=str(error))

@@ -47,6 +47,8 @@ class MemoryGuest:
 
     kind: ClassVar[str] = "memory"
     kernel_writes: ClassVar[bool] = False
+    not_by_itself: ClassVar[str] = "it is not a QEMU guest"
+    not_from_outside: ClassVar[None] = None
 
     def __init__(self, directory: Path) -> None:
         """Take hold of the guest in this directory. Raises HostError when its description cannot be read."""
@@ -72,10 +74,14 @@ class MemoryGuest:
         """Whether its process is there."""
         return self._process is not None and self._process.alive()
 
-    def block_files(self) -> list[BlockFile]:
+    def blocks(self) -> list[RamBlock]:
         """One block, `ram`."""
         self._living()
-        return [BlockFile(RamBlock(BLOCK_ID, self.spec.memory), self._ram)]
+        return [RamBlock(BLOCK_ID, self.spec.memory)]
+
+    def block_files(self) -> list[BlockFile]:
+        """The same, with its file."""
+        return [BlockFile(block, self._ram) for block in self.blocks()]
 
     def status(self) -> RunState:
         """Whether it runs."""

@@ -141,7 +141,7 @@ class Handover:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def await_ready(self, completed: Callable[[], bool]) -> None:
+    def await_ready(self, completed: Callable[[], bool] = lambda: True) -> None:
         """The source waits for the destination's READY, and gives. Cancel counts until it is heard.
 
         `completed`: whether the guest here has come to its end too. One still at it might resume by itself.

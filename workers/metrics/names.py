@@ -44,6 +44,7 @@ REASONS = (
     "busy",
     "cancelled",
     "capability",
+    "engine",
     "host",
     "internal",
     "invalid-message",

@@ -11,6 +11,7 @@ from typing import Any
 
 from config.errors import RefusedError
 from config.units import BYTES
+from workers.pairing.engine import QEMU, Engine, choose
 from workers.pairing.offer import TRANSPORTS, Offer
 from workers.registration.choose import LEAST_LOCKABLE
 from workers.registration.limits import LockLimits
@@ -41,10 +42,13 @@ class Agreement:
     chunk_size: int
     capabilities: Mapping[str, bool]
     notes: tuple[Note, ...]
+    engine: Engine
 
     def to_json(self) -> dict[str, Any]:
         """For the report: what was chosen, and each fall-back with its reason."""
         return {
+            "engine": self.engine.name.value,
+            "engine-reason": self.engine.reason,
             "transport": self.transport,
             "channels": self.channels,
             "chunk-size": self.chunk_size,
@@ -56,10 +60,12 @@ class Agreement:
 def agree(source: Offer, destination: Offer) -> Agreement:
     """The one way in which both can move the guest. Raises RefusedError whose reason is the rule that refused.
 
-    Rules, first to last: `request-differs`, `page-size`, `ram-blocks`, `capability`, `memory-lock`, `memory-cgroup`,
-    `host-memory`, `transport`, `on-demand-paging`.
+    Rules, first to last: `request-differs`, `engine`, `page-size`, `ram-blocks`, `capability`, `memory-lock`,
+    `memory-cgroup`, `host-memory`, `transport`, `on-demand-paging`.
     """
     _same_request(source, destination)
+    able = [engine for engine in source.engines if engine in destination.engines]
+    engine = choose(source.parameters.get("engine", "auto"), able, source.not_from_outside)
     _same_memory(source, destination)
     capabilities, notes = _capabilities(source, destination)
     refuse_beyond_limits(source, source.host, source.limits, exists=True)
@@ -69,7 +75,12 @@ def agree(source: Offer, destination: Offer) -> Agreement:
         _paged(source, destination, transport, passed_over)
     channels, chunk_size, lowered = _sizes(source, destination, transport)
     mtu = _mtu(source, destination, transport)
-    return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *mtu, *lowered))
+    if engine.name is QEMU:
+        notes += _left_to_qemu(capabilities, transport)
+        why = "over RDMA" if transport == "verbs" else "with xbzrle" if capabilities.get("xbzrle") else ""
+        if why and channels > 1:
+            channels, lowered = 1, [*lowered, Note("channels", f"1 instead of {channels}: QEMU takes no more {why}")]
+    return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *mtu, *lowered), engine)
 
 
 def refuse_beyond_limits(source: Offer, host: str, limits: LockLimits, *, exists: bool) -> None:
@@ -155,6 +166,22 @@ def _capabilities(source: Offer, destination: Offer) -> tuple[dict[str, bool], l
         in_force[name] = False
         notes.append(Note(name, f"off: {' and '.join(lacking)} cannot do it, {HARMLESS[name]}"))
     return in_force, notes
+
+
+def _left_to_qemu(in_force: dict[str, bool], transport: str) -> list[Note]:
+    """Switch off what QEMU does not do where it moves the memory itself, with a note of each."""
+    if in_force.get("on-demand-paging"):
+        raise RefusedError(
+            "QEMU's own RDMA code decides by itself how it locks memory: set it off.", "on-demand-paging"
+        )
+    lacks = {"verify-ram": "QEMU compares no memory, and leaves that to its connection's checksums"}
+    if transport == "verbs":
+        lacks["xbzrle"] = "QEMU sends pages whole over RDMA"
+    else:
+        lacks["rdma-pin-all"] = f"QEMU locks no memory over {transport}"
+    off = [name for name in lacks if in_force.get(name)]
+    in_force.update(dict.fromkeys(off, False))
+    return [Note(name, f"off: {lacks[name]}") for name in off]
 
 
 def _transport(source: Offer, destination: Offer) -> tuple[str, list[Note]]:

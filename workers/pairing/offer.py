@@ -76,6 +76,9 @@ class Offer(BaseModel):
     #: Source only: guest memory that holds data now, rounded out as it is registered.
     populated: _Bytes | None = None
     guest: Mapping[str, Any] | None = None
+    #: Who can move this side's guest, or twin, and why its RAM cannot be moved from outside where it cannot.
+    engines: tuple[_Word, ...] = ("droveway",)
+    not_from_outside: _Reason | None = None
 
     @property
     def memory(self) -> int:

@@ -85,8 +85,12 @@ def summary(facts: Facts) -> RenderableType:
 def _choices(facts: Facts) -> list[tuple[str, str]]:
     chosen = facts.choices
     rows = []
+    if "engine" in chosen:
+        rows.append(("engine", f"{chosen['engine']}: {chosen.get('engine-reason', '')}"))
     if "transport" in chosen:
-        sizes = f"{chosen.get('channels')} channels, chunks of {size(chosen.get('chunk-size'))}"
+        sizes = f"{chosen.get('channels')} channels"
+        if chosen.get("engine") != "qemu":  # which has chunks of its own
+            sizes += f", chunks of {size(chosen.get('chunk-size'))}"
         rows.append(("transport", f"{chosen['transport']}, {sizes}"))
     if "policy" in chosen:
         rows.append(("registration", f"{chosen['policy']}: {chosen.get('policy-reason', '')}"))

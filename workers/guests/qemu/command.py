@@ -59,7 +59,7 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
     # Of what -d can turn on, page logs nothing in a machine; without any, -D is not even opened.
     words += ["-d", "page", "-D", str(places.log)]
     words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={RAM_ID}", "-cpu", spec.cpu]
-    words += ["-smp", str(spec.vcpus), "-m", f"{spec.memory >> 20}M"]
+    words += ["-smp", str(spec.vcpus), "-m", f"{spec.memory >> 10}K"]
     words += ["-object", _json(_ram(spec, places))]
     for name, path in (("monitor", places.monitor), ("status", places.status)):
         words += ["-chardev", _socket(name, path), "-mon", f"chardev={name},mode=control"]
@@ -78,6 +78,8 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
 
 def _ram(spec: QemuGuestSpec, places: Places) -> dict[str, Any]:
     """A named file, shared: QEMU then leaves it out of its own stream (x-ignore-shared)."""
+    if spec.memory_backend == "anonymous":
+        return {"qom-type": "memory-backend-ram", "id": RAM_ID, "size": spec.memory}
     return {
         "qom-type": "memory-backend-file",
         "id": RAM_ID,

@@ -24,8 +24,10 @@ from workers.guests.qemu.command import RAM_ID, Places, command_line
 from workers.guests.qemu.draining import drains
 from workers.guests.qemu.injection import userfaultfd_in
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.own_migration import OwnMigration, leave_no_migration
+from workers.guests.qemu.own_settings import SAFE_FOR_EMULATED, WRITES_ARE_LOST_IN
 from workers.guests.qemu.spec import QemuGuestSpec
-from workers.guests.qemu.state import IncomingQemuState, OutgoingQemuState, end_migration, last_words
+from workers.guests.qemu.state import IncomingQemuState, OutgoingQemuState, last_words
 from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
 
@@ -69,10 +71,33 @@ class QemuGuest:
         """The process whose page tables hold the guest's RAM. Raises HostError when it is gone."""
         return self._living().pid
 
-    def block_files(self) -> list[BlockFile]:
+    @property
+    def not_from_outside(self) -> str | None:
+        """Only a shared file can be mapped by another process."""
+        return "its RAM is not a shared file" if self.spec.memory_backend == "anonymous" else None
+
+    @property
+    def not_by_itself(self) -> str | None:
+        """An emulated guest must not be left to a QEMU that loses some of its writes."""
+        if self.spec.accel != "tcg" or self.spec.memory % WRITES_ARE_LOST_IN:
+            return None
+        with Monitor(self.name, self.places.status) as monitor:
+            version = monitor.execute("query-version")["qemu"]
+        if (version["major"], version["minor"]) >= SAFE_FOR_EMULATED:
+            return None
+        found, safe = (".".join(map(str, each)) for each in ((version["major"], version["minor"]), SAFE_FOR_EMULATED))
+        return f"QEMU {found} loses writes of an emulated guest (accel tcg) while it moves it, before {safe}"
+
+    def blocks(self) -> list[RamBlock]:
         """One block, QEMU's memory backend."""
         self._living()
-        return [BlockFile(RamBlock(RAM_ID, self.spec.memory), self.places.ram)]
+        return [RamBlock(RAM_ID, self.spec.memory)]
+
+    def block_files(self) -> list[BlockFile]:
+        """The same, with its file. Raises HostError when there is none."""
+        if self.not_from_outside:
+            raise HostError(f"guest {self.name} cannot be moved from outside: {self.not_from_outside}; use engine=qemu")
+        return [BlockFile(block, self.places.ram) for block in self.blocks()]
 
     def status(self) -> RunState:
         """Whether it runs. Raises HostError also in a state that is none of ours (a guest that panicked)."""
@@ -94,10 +119,10 @@ class QemuGuest:
             self._moving().execute("stop")
 
     def cont(self) -> None:
-        """Resume, also from a switch-over that went no further. Harmless when already running."""
+        """Resume; a migration of QEMU's own is ended first. Harmless when already running."""
         monitor = self._moving()
         if not self._incoming:  # else its own migration is complete, and this is the pause
-            end_migration(monitor)
+            leave_no_migration(monitor)
         monitor.execute("cont")
 
     def protect(self, protecting: Callable[[], _T]) -> _T:
@@ -138,6 +163,10 @@ class QemuGuest:
         """Let QEMU's network cards say for a second where they are (RARP, and the guest's own driver), as QEMU does."""
         if self.spec.nics:
             self._moving().execute("announce-self", initial=50, max=550, rounds=5, step=100)
+
+    def own_migration(self) -> OwnMigration:
+        """QEMU's own way of moving this guest, over this handle's connection."""
+        return OwnMigration(self.name, self._moving(), self._directory, self._last_words)
 
     def userfaultfd(self) -> int:
         """A userfaultfd made inside QEMU, as a descriptor of ours; QEMU keeps none."""
@@ -237,8 +266,9 @@ def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: boo
         make_directory(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         _describe(spec, places)
-        make_ram(places.ram, spec.memory, used=spec.memory)
-        undo.callback(places.ram.unlink, missing_ok=True)
+        if spec.memory_backend == "file":
+            make_ram(places.ram, spec.memory, used=spec.memory)
+            undo.callback(places.ram.unlink, missing_ok=True)
         undo.callback(_end_half_started, places)
         _spawn(spec, places, incoming)
         guest = QemuGuest(directory)

@@ -106,6 +106,17 @@ class Monitor:
 
         return asyncio.run_coroutine_threadsafe(find(), self._loop)
 
+    def next_event(self, seconds: float) -> dict[str, Any] | None:
+        """What QEMU says next by itself, or None when it says nothing for so long, be it alive or gone."""
+
+        async def find() -> dict[str, Any] | None:
+            try:
+                return dict(await asyncio.wait_for(self._events.get(), seconds))
+            except TimeoutError:
+                return None
+
+        return self._run(find(), seconds + ANSWER_SECONDS, "let itself be listened to")
+
     async def _disconnected(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()

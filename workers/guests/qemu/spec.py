@@ -72,13 +72,15 @@ class Nic(_Part):
 
 
 class QemuGuestSpec(_Part):
-    """One virtual machine. `memory` in bytes, whole MiB; in a file a size such as "2G" will do.
+    """One virtual machine. `memory` in bytes, whole 8 KiB; in a file a size such as "2G" will do.
 
+    Only `memory_backend` file, a shared file, can be moved from outside; anonymous memory is left to QEMU to move.
     `machine` may be an alias (q35): the first host resolves it, since the next one's may mean another version.
     """
 
     name: Annotated[str, AfterValidator(_name)]
-    memory: Annotated[int, BeforeValidator(_size), Field(ge=1 << 20, le=1 << 46, multiple_of=1 << 20)]
+    memory: Annotated[int, BeforeValidator(_size), Field(ge=1 << 20, le=1 << 46, multiple_of=8 << 10)]
+    memory_backend: Literal["file", "anonymous"] = "file"
     vcpus: Annotated[int, Field(ge=1, le=1024)] = 1
     machine: Annotated[str, Field(pattern=_WORD, max_length=64)] = "q35"
     accel: Literal["kvm", "tcg"] = "kvm"

@@ -15,7 +15,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Self
 from config.errors import DrovewayError, HostError
 from workers.guests.contract import Send
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.own_settings import ALL_OFF
 
 #: Seconds for QEMU's own stream: device state and ROMs, 0.3 to 1 MiB, with a used framebuffer up to 17.
 STATE_SECONDS = 60.0
@@ -35,8 +35,6 @@ _PIECE = 256 << 10
 #: late-block-activate: a destination takes the locks of its disks when it is told to run, not when it has loaded, so
 #: that until then the source can always go on.
 _ON = ("x-ignore-shared", "events", "late-block-activate", "return-path")
-#: States of a migration that has not come to its end.
-_UNDER_WAY = frozenset({"setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug"})
 
 
 class _Stream:
@@ -88,9 +86,11 @@ class _State:
         self._name = name
         self._monitor = monitor
         self._last_words = last_words
-        on = [{"capability": capability, "state": True} for capability in (*_ON, *more)]
-        monitor.execute("migrate-set-capabilities", capabilities=on)
-        monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
+        # What QEMU's own migration of the RAM left on would spoil this one.
+        states = {**ALL_OFF, **dict.fromkeys((*_ON, *more), True)}
+        asked = [{"capability": capability, "state": state} for capability, state in states.items()]
+        monitor.execute("migrate-set-capabilities", capabilities=asked)
+        monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH, tls_creds="")
         self._stream = _Stream(name, monitor, send)
 
     def __enter__(self) -> Self:
@@ -172,24 +172,6 @@ class IncomingQemuState(_State):
                 f"QEMU of guest {self._name} could not load its device state: {self._last_words()}"
             ) from None
         return True
-
-
-def end_migration(monitor: Monitor) -> None:
-    """Cancel what a mover left under way: a guest that it paused for a switch-over would stay so for ever.
-
-    Raises HostError when QEMU does not come to an end of it.
-    """
-    until = time.monotonic() + STATE_SECONDS
-    asked = False
-    while (said := monitor.execute("query-migrate")).get("status") in _UNDER_WAY:
-        if not asked:
-            monitor.execute("migrate_cancel")
-            asked = True
-        if time.monotonic() > until:
-            raise HostError(f"QEMU does not end its migration, which is {said['status']}: look at its log")
-        time.sleep(0.002)
-    while monitor.execute("query-status")["status"] == "finish-migrate" and time.monotonic() < until:
-        time.sleep(0.001)  # the last step of it, in which `cont` would be refused
 
 
 def last_words(*logs: Path) -> str:

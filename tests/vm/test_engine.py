@@ -1,0 +1,182 @@
+"""QEMU moves the memory itself, and everything around it is as with our own rounds: real workers, real QEMUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.capabilities import read_options
+from config.settings import TlsSettings
+from tasks.cli.following import ending
+from tasks.records import MigrationRecord
+from tests.contract.tls_certificates import Authority
+from tests.redis_server import RedisServer
+from tests.until import until
+from tests.vm.fleet import VmFleet
+from tests.vm.machine import ANONYMOUS, FOR_QEMU, Console, await_ticks, vm_spec
+from workers.guests.contract import RunState
+from workers.guests.local import LocalGuests
+from workers.guests.qemu.guest import QemuGuest
+from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.own_settings import own_settings
+from workers.guests.qemu.spec import QemuGuestSpec
+from workers.guests.qemu.tls_credentials import calling_name, listening_name
+from workers.handover.journal import last_line
+from workers.qemu_engine.destination import listen
+from workers.qemu_engine.source import uri
+
+
+@pytest.fixture
+def vms(own_redis_server: RedisServer) -> Iterator[VmFleet]:
+    made = VmFleet(own_redis_server, {})
+    with made.fleet as fleet:
+        fleet.start()
+        yield made
+        made.end()
+
+
+def move_to_and_fro(
+    vms: VmFleet, guest: QemuGuest, moves: Sequence[tuple[str, ...]] = ((), ())
+) -> list[MigrationRecord]:
+    """Once for each of `moves`. Each completes, one copy is left, no tick is missing, no page bad; the records."""
+    records = []
+    with closing(Console()) as console:
+        console.follow(guest)
+        for parameters in moves:
+            record, host = vms.move(guest.name, parameters=("transport=tcp", *parameters))
+            assert ending(record) is None, record
+            records.append(record)
+            moved = vms.guest(host, guest.name)
+            console.follow(moved)
+            assert moved.status() is RunState.RUNNING
+            await_ticks(moved, 10)
+            others = [other for name, other in vms.fleet.hosts.items() if name != host]
+            assert not any(other.guests.holds(guest.name) for other in others)
+        lines = console.said()
+    ticks = [line.tick for line in lines]
+    assert ticks == list(range(len(ticks)))
+    assert not lines[-1].bad
+    assert lines[-1].checked > lines[0].checked
+    return records
+
+
+def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_why(vms: VmFleet) -> None:
+    guest = vms.start(**ANONYMOUS, rate=20)
+    for record in move_to_and_fro(vms, guest):
+        assert record.source.progress is not None
+        sizes = record.source.progress["bytes"]
+        assert chosen(record)["engine"] == "qemu"
+        assert "not a shared file" in chosen(record)["engine-reason"]
+        assert any(note["about"] == "verify-ram" for note in chosen(record)["notes"])
+        assert sizes["transferred"] > 32 << 20
+        assert len(record.source.progress["rounds"]) > 1
+        assert 0 < record.source.progress["seconds"]["downtime"] < record.source.progress["seconds"]["total"]
+
+
+def test_one_that_could_be_moved_from_outside_is_moved_by_qemu_when_asked(vms: VmFleet) -> None:
+    """And by us afterwards: what QEMU's own migration was set to is put back."""
+    guest = vms.start(**FOR_QEMU, rate=20)
+    by_qemu, by_us, again = move_to_and_fro(vms, guest, [("engine=qemu",), (), ("engine=qemu", "channels=1")])
+    assert [chosen(record)["engine"] for record in (by_qemu, by_us, again)] == ["qemu", "droveway", "qemu"]
+    assert (chosen(by_qemu)["channels"], chosen(again)["channels"]) == (4, 1)
+    assert chosen(by_us)["engine-reason"] == "its RAM can be moved from outside"
+
+
+def test_what_cannot_be_moved_from_outside_is_refused_to_our_engine_and_goes_on_untouched(vms: VmFleet) -> None:
+    guest = vms.start(**ANONYMOUS)
+    record, _ = vms.move(guest.name, parameters=("transport=tcp", "engine=droveway"))
+    assert (record.state, record.reason) == ("failed", "engine"), record
+    assert "not a shared file" in str(record.message)
+    assert last_line(vms.fleet.hosts["alpha"].settings.host.state_dir, guest.name) is None  # nothing was begun
+    assert not vms.fleet.hosts["beta"].guests.holds(guest.name)
+    assert guest.status() is RunState.RUNNING
+    await_ticks(guest, 5)
+
+
+def test_an_emulated_guest_is_not_left_to_a_qemu_that_would_lose_its_writes(vms: VmFleet) -> None:
+    guest = vms.start(memory_backend="anonymous")
+    record, _ = vms.move(guest.name)
+    assert (record.state, record.reason) == ("failed", "engine"), record
+    assert "loses writes" in str(record.message)
+    await_ticks(guest, 5)
+
+
+def chosen(record: MigrationRecord) -> dict[str, Any]:
+    assert record.source.progress is not None
+    return dict(record.source.progress["choices"])
+
+
+def with_tls(vms: VmFleet, folder: Path, **authorities: Authority) -> None:
+    for name, host in vms.fleet.hosts.items():
+        files = authorities[name].host(name)
+        tls = TlsSettings(certificate=files.certificate, key=files.key, ca=files.ca)
+        host.settings = host.settings.model_copy(update={"tls": tls})
+
+
+@pytest.fixture
+def encrypted(own_redis_server: RedisServer, tmp_path: Path) -> Iterator[VmFleet]:
+    made = VmFleet(own_redis_server, {})
+    with made.fleet as fleet:
+        authority = Authority(tmp_path)
+        with_tls(made, tmp_path, alpha=authority, beta=authority)
+        fleet.start()
+        yield made
+        made.end()
+
+
+def test_it_is_encrypted_where_the_hosts_have_certificates_and_no_key_is_left_behind(encrypted: VmFleet) -> None:
+    guest = encrypted.start(**ANONYMOUS, rate=5)
+    move_to_and_fro(encrypted, guest)
+    moved = encrypted.guest("alpha", guest.name)
+    assert not (moved.places.directory / "tls").exists()
+    with Monitor(moved.name, moved.places.monitor) as monitor:
+        assert monitor.execute("query-migrate-parameters")["tls-creds"] == "droveway-tls"
+
+
+def test_qemu_neither_calls_nor_lets_in_a_host_of_another_name(tmp_path: Path) -> None:
+    vm_spec("vm1")  # skipped, or an error, where there is no QEMU
+    authority = Authority(tmp_path)
+    here, there = (TlsSettings(**asdict(authority.host(name))) for name in ("alpha", "beta"))
+    assert (calling_name(here), listening_name(there)) == ("CN=alpha", "beta")
+    for caller, listener, ends in (
+        ("CN=alpha", "beta", "pre-switchover"),
+        ("CN=gamma", "beta", "failed"),
+        ("CN=alpha", "gamma", "failed"),
+    ):
+        with two_qemus(tmp_path) as (guest, twin):
+            _, parameters = read_options()
+            settings = own_settings({}, parameters, transport="tcp", channels=2)
+            receiver, sender = twin.own_migration(), guest.own_migration()
+            receiver.prepare(settings.capabilities, settings.parameters)
+            receiver.let_in(there, caller)
+            port = listen(receiver, "tcp", "127.0.0.1", (49152, 49215))
+            sender.prepare(settings.at_source(), settings.parameters)
+            sender.call(here, listener)
+            sender.set_off(uri("tcp", "127.0.0.1", port))
+            until("its end", lambda sender=sender: sender.figures().status in ("failed", "pre-switchover"), 90)
+            assert sender.figures().status == ends, sender.figures()
+            guest.cont()
+            assert guest.status() is RunState.RUNNING
+
+
+@contextmanager
+def two_qemus(folder: Path) -> Iterator[tuple[QemuGuest, QemuGuest]]:
+    """A guest that runs its firmware, and its incoming twin."""
+    (folder / "ram").mkdir(exist_ok=True)
+    hosts = [LocalGuests(folder / name, folder / "ram") for name in ("a", "b")]
+    shape = {"name": "vm1", "memory": "65544K", "accel": "tcg", "memory_backend": "anonymous"}
+    try:
+        guest = hosts[0].start_qemu(QemuGuestSpec.from_json(shape))
+        twin = hosts[1].incoming(guest.description())
+        assert isinstance(twin, QemuGuest)
+        with closing(guest), closing(twin):
+            yield guest, twin
+    finally:
+        for host in hosts:
+            for left in host.list():
+                host.stop(left.name)
