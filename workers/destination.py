@@ -9,6 +9,7 @@ import numpy as np
 from config.capabilities import MigrationCapability as Capability
 from config.errors import MessageError, RefusedError, VerifyError
 from workers.digests import PageDigests, differing, rollup_unit
+from workers.guests.blocker import refuse_blocked
 from workers.guests.contract import Guest
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -64,6 +65,8 @@ def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockL
         )
     refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True)
     refuse_beyond_limits(theirs, job.host, limits, exists=False)
+    guests = LocalGuests(host.state_dir, host.ram_dir)
+    refuse_blocked(job.guest, job.host, guests.obstacles(dict(theirs.guest)))
 
 
 def _twin(migration: Migration, theirs: Offer) -> Guest:

@@ -20,6 +20,7 @@ from workers.dirty.content import CHUNK, ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.fault_injection import drops_final_dirty, point
+from workers.guests.blocker import refuse_blocked
 from workers.guests.contract import Guest, RunState
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -55,6 +56,7 @@ def run(migration: Migration) -> None:
     job, host = migration.job, migration.settings.host
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         guest = _running_guest(LocalGuests(host.state_dir, host.ram_dir), job.guest)
+        refuse_blocked(job.guest, job.host, guest.blockers())
         journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
         handover = Handover(journal, migration.pairing, State.OWNING, guest)
         with handover.guarded():

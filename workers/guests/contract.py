@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
+from workers.guests.blocker import Blocker
 from workers.ram import BlockFile
 
 
@@ -39,6 +40,10 @@ class Guest(Protocol):
 
     def status(self) -> RunState:
         """Whether it runs."""
+        ...
+
+    def blockers(self) -> list[Blocker]:
+        """All that keeps it from leaving this host, looked for anew; the guest is not touched."""
         ...
 
     def stop(self) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config.errors import HostError, RefusedError, RequestError
+from workers.guests.blocker import Blocker
 from workers.guests.contract import Guest, RunState
 from workers.guests.memory import DEFAULT_RAM_DIR, MemoryGuest, incoming_memory_guest, start_memory_guest
 from workers.guests.memory_spec import MemoryGuestSpec
 from workers.guests.qemu.guest import QemuGuest, incoming_qemu_guest, start_qemu_guest
+from workers.guests.qemu.guest import obstacles as qemu_obstacles
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving, last_line
 
@@ -75,6 +77,10 @@ class LocalGuests:
         if make is None:
             raise RequestError(f"this host runs guests of kind {', '.join(_INCOMING)}, not {kind!r}")
         return make(self._state_dir, self._ram_dir, description)
+
+    def obstacles(self, description: dict[str, Any]) -> list[Blocker]:
+        """What keeps the guest described from coming to this host; nothing of it is started."""
+        return qemu_obstacles(description) if description.get("kind") == QemuGuest.kind else []
 
     def open(self, name: str) -> Guest:
         """The guest of this name, alive or dead. Raises RefusedError (`unknown-guest`) and HostError (unreadable)."""

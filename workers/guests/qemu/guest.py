@@ -19,13 +19,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from config.errors import HostError, RequestError
+from workers.guests.blocker import Blocker
 from workers.guests.contract import RunState
 from workers.guests.control import check_path
 from workers.guests.places import make_directory, make_ram, ram_path
 from workers.guests.process_identity import ProcessIdentity
+from workers.guests.qemu.blockers import Reason, blockers_at_destination, blockers_at_source
 from workers.guests.qemu.command import RAM_ID, Places, command_line
 from workers.guests.qemu.injection import userfaultfd_in
+from workers.guests.qemu.inspection import facts_of, needs_of, shape_of
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.needs import Needs
+from workers.guests.qemu.probing import facts_for
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
@@ -74,7 +79,7 @@ class QemuGuest:
     def status(self) -> RunState:
         """Whether it runs. Raises HostError also in a state that is none of ours (a guest that panicked)."""
         self._living()
-        with Monitor(self.name, self.places.status) as monitor:
+        with self._asking() as monitor:
             said = monitor.execute("query-status")["status"]
         if said in _PAUSED:
             return RunState.PAUSED
@@ -82,6 +87,17 @@ class QemuGuest:
             return RunState(said)
         except ValueError:
             raise HostError(f"guest {self.name} is {said}: it can be moved when it runs again") from None
+
+    def blockers(self) -> list[Blocker]:
+        """What of this QEMU keeps its guest from leaving. Takes the monitor, and keeps it when it can be had."""
+        problem = ""
+        try:
+            self._moving()
+        except HostError as error:
+            problem = str(error)
+        with self._asking() as monitor:
+            facts = facts_of(monitor, self.pid, ram_id=RAM_ID, shape=shape_of(self.spec), monitor_problem=problem)
+        return blockers_at_source(facts)
 
     def stop(self) -> None:
         """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns."""
@@ -128,11 +144,14 @@ class QemuGuest:
     def description(self) -> dict[str, Any]:
         """What a destination needs to start the incoming twin."""
         self._living()
-        return {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
+        with self._asking() as monitor:
+            needs = needs_of(monitor, self.spec)
+        said = {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
+        return said | {"needs": needs.to_json()}
 
     def resolve_machine(self) -> None:
         """Note which version an alias means here (q35: pc-q35-7.2): another host's QEMU may mean another."""
-        with Monitor(self.name, self.places.status) as monitor:
+        with self._asking() as monitor:
             known = monitor.execute("query-machines")
         named = {one["alias"]: one["name"] for one in known if "alias" in one}
         self.spec = self.spec.model_copy(update={"machine": named.get(self.spec.machine, self.spec.machine)})
@@ -193,6 +212,15 @@ class QemuGuest:
             raise HostError(f"guest {self.name} has no process any more: remove what it left, and start it anew")
         return self._process
 
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Monitor]:
+        """The socket for questions; the one that this handle holds already, where QEMU has only one."""
+        if self._monitor is not None and self.places.status == self.places.monitor:
+            yield self._monitor
+        else:
+            with Monitor(self.name, self.places.status) as monitor:
+                yield monitor
+
     def _moving(self) -> Monitor:
         """The connection that this handle keeps from its first command on: making one costs milliseconds of a pause."""
         self._living()
@@ -250,6 +278,15 @@ def incoming_qemu_guest(state_dir: Path, ram_dir: Path, description: dict[str, A
     if said != (QemuGuest.kind, spec.name, [_block(spec)]):
         raise RequestError("the source does not describe a QEMU guest: is it of this release?")
     return _start(state_dir, ram_dir, spec, incoming=True)
+
+
+def obstacles(description: dict[str, Any]) -> list[Blocker]:
+    """What keeps the guest described from coming to this host; nothing is started but a QEMU without a machine."""
+    try:
+        spec, needs = QemuGuestSpec.from_json(description.get("shape")), Needs.from_json(description.get("needs"))
+    except RequestError as error:
+        return [Blocker(Reason.MALFORMED.value, str(error), "run the same release on both hosts")]
+    return blockers_at_destination(facts_for(BINARY, spec, needs))
 
 
 def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: bool) -> QemuGuest:
