@@ -25,7 +25,7 @@ from workers.guests.control import check_path
 from workers.guests.places import make_directory, make_ram, ram_path
 from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.blockers import Reason, blockers_at_destination, blockers_at_source
-from workers.guests.qemu.command import RAM_ID, Places, command_line
+from workers.guests.qemu.command import Places, command_line
 from workers.guests.qemu.injection import userfaultfd_in
 from workers.guests.qemu.inspection import facts_of, needs_of, shape_of
 from workers.guests.qemu.monitor import Monitor
@@ -57,7 +57,8 @@ class QemuGuest:
         try:
             made = json.loads((directory / "guest.json").read_bytes())
             self.spec = QemuGuestSpec.from_json(made["spec"])
-            self.places = Places(str(made["binary"]), Path(made["ram"]), directory)
+            elsewhere = (Path(made[key]) if made.get(key) else None for key in ("monitor", "status"))
+            self.places = Places(str(made["binary"]), Path(made["ram"]), directory, *elsewhere)
         except (OSError, ValueError, KeyError, TypeError, RequestError) as error:
             raise HostError(
                 f"{directory} does not describe a QEMU guest ({error}): remove it if no guest is to be there"
@@ -74,7 +75,7 @@ class QemuGuest:
     def block_files(self) -> list[BlockFile]:
         """One block, QEMU's memory backend."""
         self._living()
-        return [BlockFile(RamBlock(RAM_ID, self.spec.memory), self.places.ram)]
+        return [BlockFile(RamBlock(self.spec.ram_id, self.spec.memory), self.places.ram)]
 
     def status(self) -> RunState:
         """Whether it runs. Raises HostError also in a state that is none of ours (a guest that panicked)."""
@@ -96,7 +97,9 @@ class QemuGuest:
         except HostError as error:
             problem = str(error)
         with self._asking() as monitor:
-            facts = facts_of(monitor, self.pid, ram_id=RAM_ID, shape=shape_of(self.spec), monitor_problem=problem)
+            facts = facts_of(
+                monitor, self.pid, ram_id=self.spec.ram_id, shape=shape_of(self.spec), monitor_problem=problem
+            )
         return blockers_at_source(facts)
 
     def stop(self) -> None:
@@ -155,7 +158,7 @@ class QemuGuest:
             known = monitor.execute("query-machines")
         named = {one["alias"]: one["name"] for one in known if "alias" in one}
         self.spec = self.spec.model_copy(update={"machine": named.get(self.spec.machine, self.spec.machine)})
-        _describe(self.spec, self.places)
+        describe(self.spec, self.places)
 
     def quit(self) -> None:
         """End the guest for good and remove its RAM file and directory. Harmless when already gone."""
@@ -237,7 +240,7 @@ def _read_all(line: socket.socket) -> bytes:
 
 
 def _block(spec: QemuGuestSpec) -> dict[str, Any]:
-    return {"id": RAM_ID, "size": spec.memory, "page_size": PAGE_SIZE}
+    return {"id": spec.ram_id, "size": spec.memory, "page_size": PAGE_SIZE}
 
 
 def _set_up(monitor: Monitor) -> None:
@@ -296,25 +299,28 @@ def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: boo
     with contextlib.ExitStack() as undo:
         make_directory(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        _describe(spec, places)
+        describe(spec, places)
         make_ram(places.ram, spec.memory, used=spec.memory)
         undo.callback(places.ram.unlink, missing_ok=True)
-        undo.callback(_end_half_started, places)
-        _spawn(spec, places, incoming)
+        undo.callback(end_started, places)
+        spawn(spec, places, incoming)
         guest = QemuGuest(directory)
         guest.resolve_machine()
         undo.pop_all()
     return guest
 
 
-def _describe(spec: QemuGuestSpec, places: Places) -> None:
+def describe(spec: QemuGuestSpec, places: Places) -> None:
+    """Write down what lies in a guest's directory."""
     made = {"kind": QemuGuest.kind, "spec": spec.to_json(), "ram": str(places.ram), "binary": places.binary}
+    elsewhere = {"monitor": places.monitor_elsewhere, "status": places.status_elsewhere}
+    made |= {key: str(path) for key, path in elsewhere.items() if path}
     fresh = places.directory / "guest.json.new"
     fresh.write_text(json.dumps(made))
     fresh.replace(places.directory / "guest.json")
 
 
-def _spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
+def spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
     """Start QEMU, which leaves us once it is up (-daemonize): the guest outlives whoever started it."""
     log = places.directory / "log"
     try:
@@ -358,6 +364,7 @@ def _started(places: Places) -> ProcessIdentity | None:
     return process if os.fsencode(places.pid_file) in command.split(b"\0") else None
 
 
-def _end_half_started(places: Places) -> None:
+def end_started(places: Places) -> None:
+    """End the QEMU that `spawn` started at these places, if there is one."""
     if process := _started(places):
         process.kill()
