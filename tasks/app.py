@@ -16,6 +16,7 @@ from config.celery import celery_options, reaching_broker
 from config.settings import Settings, memory_total
 from tasks import logs
 from tasks.bell import Bell, MessageBell, Send
+from tasks.checks import Checks, Examiner
 from tasks.host import HostService, Offered
 from tasks.ledger.ledger import Ledger
 from tasks.messages import Message
@@ -69,10 +70,12 @@ def run_worker(settings: Settings, side: Side, mover: Sequence[str] = MOVER) -> 
     logs.configure(settings.worker)
     app = make_app(settings)
     metrics = Exporter()
-    with closing(Ledger(settings)) as ledger:
+    with closing(Ledger(settings)) as ledger, closing(Checks(settings)) as checks:
         bell = MessageBell(_sender(app, settings))
         host = host_service(settings, side, ledger, bell, metrics, mover)
-        _register(app, Tasks(ledger, bell, host, metrics))
+        guests = LocalGuests(settings.host.state_dir, settings.host.ram_dir)
+        examiner = Examiner(settings.host.name, side, guests, checks)
+        _register(app, Tasks(ledger, bell, host, metrics, examiner.answer))
         port = settings.host.metrics_source_port if side is Side.SOURCE else settings.host.metrics_destination_port
         stop_page = metrics.serve(settings.host.metrics_listen, port) if port else lambda: None
         try:

@@ -143,6 +143,20 @@ class Reconcile(Message):
     host: Host | None = None
 
 
+class CheckRequest(Message):
+    """To one host's worker of one role: look whether this guest could leave, or come. Answered through Redis."""
+
+    task = "droveway.check"
+
+    #: Names the answers; two requests of one check go to the two hosts, the source's first.
+    check: MigrationId
+    guest: GuestName
+    host: Host
+    side: Side
+    #: As the parameter `engine` of a migration: what only keeps us from moving a guest does not keep QEMU.
+    engine: Literal["auto", "droveway", "qemu"] = "auto"
+
+
 def _document(task: str, body: object) -> bytes:
     """The body as JSON again, once its size and version are known to be ours."""
     if not isinstance(body, Mapping):

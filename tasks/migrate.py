@@ -16,7 +16,7 @@ from config.errors import DrovewayError, MessageError, RefusedError
 from tasks.bell import Bell
 from tasks.host import HostService
 from tasks.ledger.ledger import Ledger
-from tasks.messages import DestinationDoorbell, MigrateRequest, Reconcile, SourceDoorbell
+from tasks.messages import CheckRequest, DestinationDoorbell, MigrateRequest, Reconcile, SourceDoorbell
 from tasks.reconcile import reconcile
 from tasks.records import Submission
 from tasks.requests import admit, submit
@@ -35,6 +35,8 @@ class Tasks:
     bell: Bell
     host: HostService
     metrics: Exporter
+    #: Answers for this host and role whether a guest could move.
+    examine: Callable[[CheckRequest], None]
     #: Seconds since 1970.
     clock: Callable[[], float] = time.time
 
@@ -45,6 +47,7 @@ class Tasks:
             SourceDoorbell.task: self._guarded(self.source),
             DestinationDoorbell.task: self._guarded(self.destination),
             Reconcile.task: self._guarded(self.reconcile),
+            CheckRequest.task: self._guarded(self.check),
         }
 
     def migrate(self, body: object) -> None:
@@ -72,6 +75,10 @@ class Tasks:
             reconcile(self.ledger, self.bell)
         else:
             self.host.settle_own()
+
+    def check(self, body: object) -> None:
+        """A producer asks whether a guest could move."""
+        self.examine(CheckRequest.read(body, self.clock()))
 
     def _record(self, request: MigrateRequest, refusal: RefusedError) -> None:
         """Write a refused request down as failed, so that whoever sent it can read why."""

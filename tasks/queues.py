@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from config.celery import CONTROL_QUEUE
-from tasks.messages import Doorbell, Message, Reconcile
+from tasks.messages import CheckRequest, Doorbell, Message, Reconcile
 from workers.pairing.contract import Side
 
 __all__ = ["CONTROL_QUEUE", "host_queue", "queues_for", "served_by"]
@@ -22,7 +22,7 @@ def served_by(host: str, side: Side) -> tuple[str, ...]:
 def queues_for(message: Message) -> tuple[str, ...]:
     """Where a message is to be put; a ring to reconcile a host goes to both of its workers."""
     match message:
-        case Doorbell():
+        case Doorbell() | CheckRequest():
             return (host_queue(message.host, message.side),)
         case Reconcile(host=str(host)):
             return tuple(host_queue(host, side) for side in Side)

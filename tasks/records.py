@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.guests.blocker import Blocker
 from workers.pairing.contract import Side
 
 Fields = Mapping[bytes, bytes]
@@ -278,3 +279,32 @@ def _text(fields: Fields, name: str) -> str:
 def _moment(fields: Fields, name: str) -> float | None:
     value = fields.get(name.encode())
     return int(value) / 1000 if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A blocker, and who sees it: a side and its host, or the fleet's record (no side, no host)."""
+
+    blocker: Blocker
+    side: Side | None = None
+    host: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """For `--json`."""
+        return {"side": None if self.side is None else str(self.side), "host": self.host} | self.blocker.to_json()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What would keep a guest from moving; nothing, when `obstacles` is empty."""
+
+    guest: str
+    source: str
+    destination: str
+    obstacles: tuple[Obstacle, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        found = [each.to_json() for each in self.obstacles]
+        ends = {"guest": self.guest, "source": self.source, "destination": self.destination}
+        return ends | {"possible": not found, "blockers": found}

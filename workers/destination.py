@@ -10,6 +10,7 @@ from config.capabilities import EngineChoice
 from config.capabilities import MigrationCapability as Capability
 from config.errors import MessageError, RefusedError, VerifyError
 from workers.digests import PageDigests, differing, rollup_unit
+from workers.guests.blocker import refuse_blocked, standing
 from workers.guests.contract import Guest
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -39,8 +40,8 @@ def run(migration: Migration) -> None:
         with migration.phase("pairing", "setup"):
             theirs = await_source(migration)
             limits = lock_limits()
-            _refuse_what_does_not_fit(migration, theirs, limits)
             engine = engine_offered(migration, theirs)
+            _refuse_what_does_not_fit(migration, theirs, limits, engine)
             journal.begin(job.epoch, Side.DESTINATION, job.migration, job.peer_host)
             handover = Handover(journal, migration.pairing, State.LOADING, None)
         with handover.guarded():
@@ -56,7 +57,7 @@ def run(migration: Migration) -> None:
             migration.timeline.add("deregistration", time.monotonic() - closing)
 
 
-def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockLimits) -> None:
+def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockLimits, engine: EngineChoice) -> None:
     """Refused before BEGUN, which makes a guest of this name on this host an incoming copy that may be discarded."""
     job, host = migration.job, migration.settings.host
     if LocalGuests(host.state_dir, host.ram_dir).holds(job.guest):
@@ -72,6 +73,9 @@ def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockL
         )
     refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True)
     refuse_beyond_limits(theirs, job.host, limits, exists=False)
+    guests = LocalGuests(host.state_dir, host.ram_dir)
+    found = standing(guests.obstacles(dict(theirs.guest)), by_qemu=engine is EngineChoice.QEMU)
+    refuse_blocked(job.guest, job.host, found)
 
 
 def _twin(migration: Migration, theirs: Offer) -> Guest:

@@ -43,10 +43,10 @@ class Link:
     destination: Offer
 
 
-def engine_of(migration: Migration, guest: Guest) -> EngineChoice:
+def engine_of(migration: Migration, not_from_outside: str | None, not_by_itself: str | None) -> EngineChoice:
     """Who will move this guest, as its source sees it. Raises RefusedError (`engine`), before anything is touched."""
-    outside, itself = guest.not_from_outside, guest.not_by_itself
-    return choose(migration.parameters.engine, engines(outside, itself), outside, itself).name
+    able = engines(not_from_outside, not_by_itself)
+    return choose(migration.parameters.engine, able, not_from_outside, not_by_itself).name
 
 
 def engine_offered(migration: Migration, theirs: Offer) -> EngineChoice:
@@ -60,13 +60,16 @@ def ram_for(engine: EngineChoice, guest: Guest) -> Ram:
 
 
 @contextmanager
-def link_as_source(migration: Migration, guest: Guest, ram: Ram) -> Iterator[Link]:
-    """Offer, wait for the answer, agree, connect. Closes the endpoint at the end, whatever happened."""
+def link_as_source(migration: Migration, guest: Guest, ram: Ram, not_from_outside: str | None = None) -> Iterator[Link]:
+    """Offer, wait for the answer, agree, connect. Closes the endpoint at the end, whatever happened.
+
+    `not_from_outside`: why QEMU must move this guest, if it must.
+    """
     with ExitStack() as cleanup:
         with migration.phase("pairing", "setup"):
             opened = _open(cleanup, migration, ram)
             populated = ram.populated().aligned(GRANULE).clipped(ram.size).size if ram.size else None
-            mine = _offer(migration, guest, ram, opened, lock_limits(), populated)
+            mine = _offer(migration, guest, ram, opened, lock_limits(), not_from_outside, populated)
             migration.pairing.publish(encode(mine))
             theirs = decode(migration.pairing.await_offer(migration.settings.worker.pairing_timeout))
             link = _connect(migration, opened.endpoints, mine, theirs)
@@ -88,7 +91,7 @@ def link_as_destination(
     """
     with ExitStack() as cleanup:
         opened = _open(cleanup, migration, ram)
-        mine = _offer(migration, guest, ram, opened, limits)
+        mine = _offer(migration, guest, ram, opened, limits, guest.not_from_outside)
         agree(theirs, mine)  # refused before the source is told to connect
         migration.pairing.publish(encode(mine))
         yield _connect(migration, opened.endpoints, mine, theirs)
@@ -106,7 +109,13 @@ def _open(cleanup: ExitStack, migration: Migration, ram: Ram) -> Opened:
 
 
 def _offer(
-    migration: Migration, guest: Guest, ram: Ram, opened: Opened, limits: LockLimits, populated: int | None = None
+    migration: Migration,
+    guest: Guest,
+    ram: Ram,
+    opened: Opened,
+    limits: LockLimits,
+    not_from_outside: str | None,
+    populated: int | None = None,
 ) -> Offer:
     return Offer(
         host=migration.job.host,
@@ -118,16 +127,20 @@ def _offer(
             capability.value for capability in SUPPORTED | (frozenset() if ram.size else SUPPORTED_BY_QEMU)
         ),
         transports={kind: endpoint.offer() for kind, endpoint in opened.endpoints.items()},
-        unavailable={kind: " ".join(why.split())[:MAX_REASON] for kind, why in opened.unavailable.items()},
+        unavailable={kind: _one_line(why) for kind, why in opened.unavailable.items()},
         trackers=KINDS,
         memlock=limits.memlock,
         cgroup=limits.cgroup,
         available=limits.available,
         populated=populated,
         guest=guest.description() if migration.job.side is Side.SOURCE else None,
-        engines=engines(guest.not_from_outside, guest.not_by_itself),
-        not_from_outside=guest.not_from_outside,
+        engines=engines(not_from_outside, guest.not_by_itself),
+        not_from_outside=_one_line(not_from_outside) if not_from_outside else None,
     )
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())[:MAX_REASON]
 
 
 def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offer, theirs: Offer) -> Link:

@@ -21,6 +21,7 @@ from workers.dirty.content import CHUNK, ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.fault_injection import damages_state, drops_final_dirty, leaves_out_drain, point
+from workers.guests.blocker import left_to_qemu, obstacle_from_outside, refuse_blocked, standing
 from workers.guests.contract import Guest, RunState
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
@@ -59,11 +60,12 @@ def run(migration: Migration) -> None:
     job, host = migration.job, migration.settings.host
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         guest = _running_guest(LocalGuests(host.state_dir, host.ram_dir), job.guest)
-        engine = engine_of(migration, guest)
+        not_from_outside, not_by_itself = _obstacles(migration, guest)
+        engine = engine_of(migration, not_from_outside, not_by_itself)
         journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
         handover = Handover(journal, migration.pairing, State.OWNING, guest)
         with handover.guarded():
-            with ram_for(engine, guest) as ram, link_as_source(migration, guest, ram) as link:
+            with ram_for(engine, guest) as ram, link_as_source(migration, guest, ram, not_from_outside) as link:
                 connected()
                 with handover.over(link.talk):
                     if engine is EngineChoice.QEMU:
@@ -73,6 +75,14 @@ def run(migration: Migration) -> None:
                 closing = time.monotonic()
             migration.timeline.add("deregistration", time.monotonic() - closing)
             handover.happen(Event.TAKEN)
+
+
+def _obstacles(migration: Migration, guest: Guest) -> tuple[str | None, str | None]:
+    """Why we, and why QEMU, cannot move this guest. Raises RefusedError (`blocked`) where neither may."""
+    found, not_by_itself = guest.blockers(), guest.not_by_itself
+    by_qemu = left_to_qemu(found, migration.parameters.engine, not_by_itself)
+    refuse_blocked(migration.job.guest, migration.job.host, standing(found, by_qemu=by_qemu), not_by_itself)
+    return obstacle_from_outside(found), not_by_itself
 
 
 def _running_guest(guests: LocalGuests, name: str) -> Guest:

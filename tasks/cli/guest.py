@@ -13,6 +13,7 @@ from config.errors import MigrationFailedError, RefusedError, RequestError, Unre
 from config.names import check_name
 from config.settings import Settings
 from config.units import BYTES, BYTES_PER_SECOND, Unit
+from tasks.cli.console import console
 from tasks.cli.endings import EndedError
 from tasks.cli.invocation import Invocation, SettingsGroup, invocation_of, json_option, make_directories
 from tasks.cli.output import show
@@ -21,6 +22,7 @@ from tasks.ledger.ledger import Ledger
 from tasks.records import GuestRecord, LocalGuest
 from workers.guests.memory import MemoryGuest
 from workers.guests.memory_spec import PATTERNS, MemoryGuestSpec
+from workers.guests.qemu.adoption import Stranger
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving
@@ -50,6 +52,9 @@ class _Quantity(click.ParamType[int]):
 
 
 SIZE, RATE = _Quantity(BYTES), _Quantity(BYTES_PER_SECOND)
+
+
+_SOCKET = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
 
 
 @click.group(cls=SettingsGroup)
@@ -103,6 +108,10 @@ def start(
         warning = _refuse_double(invocation, name)
         guest = invocation.guests.start(spec)
     warning = warning or _announced(invocation, guest)
+    _said(invocation, guest, warning, as_json=as_json)
+
+
+def _said(invocation: Invocation, guest: MemoryGuest | QemuGuest, warning: str | None, *, as_json: bool) -> None:
     if as_json:
         host = invocation.settings.host.name
         said = {"guest": guest.name, "host": host, "pid": guest.pid, "spec": guest.spec.to_json()}
@@ -111,6 +120,37 @@ def start(
     click.echo(f"guest {guest.name} runs on {invocation.settings.host.name} as process {guest.pid}")
     if warning:
         click.echo(f"droveway: {warning}", err=True)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--pid", type=click.IntRange(2), required=True, metavar="PID", help="QEMU's process.")
+@click.option("--monitor", type=_SOCKET, required=True, metavar="SOCKET", help="A QMP socket of it that is free.")
+@click.option("--status", type=_SOCKET, metavar="SOCKET", help="A second one, to ask it while it moves.")
+@json_option
+@click.pass_context
+def adopt(context: click.Context, name: str, pid: int, monitor: Path, status: Path | None, as_json: bool) -> None:
+    """Take over a virtual machine that somebody else started, as the guest NAME of this host.
+
+    Its QEMU goes on as it is. It is taken when `droveway guest start` would give the very same machine: memory in one
+    shared memory-backend-file, and virtio disks, cards and a balloon where our own command line puts them. A paused
+    twin is started to compare every device with; what differs, or could not be moved, is listed, and nothing changed.
+
+    From then on it is listed, stopped and moved like any other. Once it has moved away, or was stopped, its RAM file is
+    removed, wherever that is: it would only hold memory. Whoever started it must let go of it: of its monitor, of its
+    RAM file, and of starting it again.
+
+    \b
+    Example:
+      droveway guest adopt web --pid 4711 --monitor /run/web/qmp
+    """
+    invocation = invocation_of(context)
+    make_directories(invocation.settings)
+    stranger = Stranger(pid, monitor, status or monitor)
+    warning = _refuse_double(invocation, check_name("guest", name))
+    guest = invocation.guests.adopt(name, stranger)
+    warning = warning or _announced(invocation, guest)
+    _said(invocation, guest, warning, as_json=as_json)
 
 
 def _refuse_double(invocation: Invocation, name: str) -> str | None:
@@ -200,6 +240,9 @@ def stop(context: click.Context, name: str, force: bool, as_json: bool) -> None:
         click.echo(json.dumps({"guest": name, "stopped": True}))
     else:
         click.echo(f"guest {name} is gone")
+
+
+command.add_command(console)
 
 
 @command.command()

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from workers.guests.blocker import Blocker
 from workers.ram import BlockFile, RamBlock
 
 
@@ -88,6 +89,10 @@ class Guest(Protocol):
 
     def status(self) -> RunState:
         """Whether it runs."""
+        ...
+
+    def blockers(self) -> list[Blocker]:
+        """All that keeps it from leaving this host, looked for anew; the guest is not touched."""
         ...
 
     def stop(self) -> None:

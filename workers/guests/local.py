@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config.errors import HostError, RefusedError, RequestError
+from workers.guests.blocker import Blocker
 from workers.guests.contract import Guest, RunState
 from workers.guests.memory import DEFAULT_RAM_DIR, MemoryGuest, incoming_memory_guest, start_memory_guest
 from workers.guests.memory_spec import MemoryGuestSpec
+from workers.guests.qemu.adoption import Stranger, adopt_qemu_guest
 from workers.guests.qemu.guest import QemuGuest, incoming_qemu_guest, start_qemu_guest
+from workers.guests.qemu.guest import obstacles as qemu_obstacles
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving, last_line
 
@@ -56,6 +59,13 @@ class LocalGuests:
         """Start a virtual machine. Raises as `start_qemu_guest`, and RefusedError (`unresolved`, `busy`)."""
         return self._born(spec.name, lambda: start_qemu_guest(self._state_dir, self._ram_dir, spec))
 
+    def adopt(self, name: str, stranger: Stranger) -> QemuGuest:
+        """Take over a QEMU that somebody else started. Raises as `adopt_qemu_guest`, and RefusedError as `start`."""
+        ours = next((guest.name for guest in self.list() if guest.pid == stranger.pid), None)
+        if ours is not None:
+            raise RefusedError(f"process {stranger.pid} is the guest {ours} already", "guest-exists")
+        return self._born(name, lambda: adopt_qemu_guest(self._state_dir, self._ram_dir, name, stranger))
+
     def _born(self, name: str, start: Callable[[], _T]) -> _T:
         """A journal that ends with a guest of this name that left must say that this is another, or it may not run."""
         if last_line(self._state_dir, name) is None:
@@ -75,6 +85,10 @@ class LocalGuests:
         if make is None:
             raise RequestError(f"this host runs guests of kind {', '.join(_INCOMING)}, not {kind!r}")
         return make(self._state_dir, self._ram_dir, description)
+
+    def obstacles(self, description: dict[str, Any]) -> list[Blocker]:
+        """What keeps the guest described from coming to this host; nothing of it is started."""
+        return qemu_obstacles(description) if description.get("kind") == QemuGuest.kind else []
 
     def open(self, name: str) -> Guest:
         """The guest of this name, alive or dead. Raises RefusedError (`unknown-guest`) and HostError (unreadable)."""
@@ -130,7 +144,10 @@ def _entry(directory: Path) -> LocalGuest:
     try:
         kind = _kind(directory)
         guest = _OPEN[kind](directory)
-        memory = sum(block.size for block in guest.blocks())
-        return LocalGuest(name, kind, memory, guest.pid, guest.status())
+        memory, pid = sum(block.size for block in guest.blocks()), guest.pid
     except HostError as error:
         return LocalGuest(name, kind, problem=str(error))
+    try:
+        return LocalGuest(name, kind, memory, pid, guest.status())
+    except HostError as error:  # it lives, and holds its memory, though it does not answer
+        return LocalGuest(name, kind, memory, pid, problem=str(error))

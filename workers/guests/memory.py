@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from config.errors import HostError, RequestError
+from workers.guests.blocker import Blocker
 from workers.guests.contract import IncomingState, OutgoingState, RunState, Send
 from workers.guests.control import Reply, ask, check_path
 from workers.guests.memory_spec import MemoryGuestSpec
@@ -86,6 +87,10 @@ class MemoryGuest:
     def status(self) -> RunState:
         """Whether it runs."""
         return RunState(self._ask("query-status").value["status"])
+
+    def blockers(self) -> list[Blocker]:
+        """None, ever: nothing but this process writes its memory."""
+        return []
 
     def stop(self) -> None:
         """Pause: when this returns, no guest instruction writes memory until `cont`. Harmless when already paused."""

@@ -16,6 +16,7 @@ safe: every key can be rebuilt from the hosts' journals and directories.
     open                    set     M not ended, or still holding a slot  submit … last finish; what reconcile looks at
     waiting                 zset    M not admitted yet, by creation time  admission
     slots:H:source|destination  set  the M that hold a slot               admission, finish
+    check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
 """
 
@@ -75,6 +76,10 @@ class Keys:
     def slots(self, host: str, role: str) -> str:
         """The migrations that hold one of a host's slots for this role."""
         return f"{self.prefix}slots:{host}:{role}"
+
+    def check(self, check: str) -> str:
+        """The answers of both sides to one dry run."""
+        return f"{self.prefix}check:{check}"
 
     def reserved(self, host: str) -> str:
         """Memory held on a host for guests that are on their way."""

@@ -15,7 +15,7 @@ from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
-from tasks.records import GuestRecord, HostRecord
+from tasks.records import GuestRecord, HostRecord, Obstacle
 from workers.guests.local import LocalGuest
 from workers.pairing.contract import Side
 
@@ -201,6 +201,16 @@ def guests(local: Sequence[LocalGuest], known: dict[str, GuestRecord]) -> Render
             NOTHING if guest.pid is None else str(guest.pid),
             (known[guest.name].active if guest.name in known else None) or NOTHING,
         )
+    return made
+
+
+def obstacles(found: Sequence[Obstacle]) -> RenderableType:
+    """What stands in a guest's way, who sees it, and what to do."""
+    made = table("SEEN BY", "REASON", "WHAT", "WHAT TO DO")
+    made.columns[1].no_wrap = True
+    for each in found:
+        who = f"{each.host} ({each.side})" if each.host else "the fleet's record"
+        made.add_row(who, Text(each.blocker.reason, style="red"), Text(each.blocker.what), Text(each.blocker.remedy))
     return made
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: Bytes of every machine, and those of them that its witness works on: the rest is its kernel's, mostly untouched. The 8
-#: KiB more keep QEMU's migration of an emulated machine from losing writes (workers/guests/qemu/own_settings.py).
+#: Bytes of every machine, and those of them that its witness works on: the rest is its kernel's, mostly untouched.
+#: The 8 KiB more keep QEMU's migration of an emulated machine from losing writes (workers/guests/qemu/own_settings.py).
 MEMORY = (2 << 30) + (8 << 10)
 WORK = 1600 << 20
 #: Milliseconds: how long the guest may be paused, the same for all.

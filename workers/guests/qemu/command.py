@@ -9,9 +9,6 @@ from typing import Any
 
 from workers.guests.qemu.spec import Disk, Nic, QemuGuestSpec
 
-#: QEMU's id of the memory backend, and the name of the RAM block that comes of it.
-RAM_ID = "ram"
-
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -20,16 +17,19 @@ class Places:
     binary: str
     ram: Path
     directory: Path
+    #: Where the QMP sockets of a QEMU are that somebody else started; they may be one.
+    monitor_elsewhere: Path | None = None
+    status_elsewhere: Path | None = None
 
     @property
     def monitor(self) -> Path:
         """The QMP socket of whoever moves or changes the guest: QEMU talks to one client at a time."""
-        return self.directory / "monitor"
+        return self.monitor_elsewhere or self.directory / "monitor"
 
     @property
     def status(self) -> Path:
         """The QMP socket of whoever only asks."""
-        return self.directory / "status"
+        return self.status_elsewhere or self.directory / "status"
 
     @property
     def console(self) -> Path:
@@ -58,7 +58,7 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-daemonize", "-pidfile", str(places.pid_file)]
     # Of what -d can turn on, page logs nothing in a machine; without any, -D is not even opened.
     words += ["-d", "page", "-D", str(places.log)]
-    words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={RAM_ID}", "-cpu", spec.cpu]
+    words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={spec.ram_id}", "-cpu", spec.cpu]
     words += ["-smp", str(spec.vcpus), "-m", f"{spec.memory >> 10}K"]
     words += ["-object", _json(_ram(spec, places))]
     for name, path in (("monitor", places.monitor), ("status", places.status)):
@@ -79,10 +79,10 @@ def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list
 def _ram(spec: QemuGuestSpec, places: Places) -> dict[str, Any]:
     """A named file, shared: QEMU then leaves it out of its own stream (x-ignore-shared)."""
     if spec.memory_backend == "anonymous":
-        return {"qom-type": "memory-backend-ram", "id": RAM_ID, "size": spec.memory}
+        return {"qom-type": "memory-backend-ram", "id": spec.ram_id, "size": spec.memory}
     return {
         "qom-type": "memory-backend-file",
-        "id": RAM_ID,
+        "id": spec.ram_id,
         "size": spec.memory,
         "mem-path": str(places.ram),
         "share": True,

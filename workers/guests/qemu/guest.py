@@ -16,16 +16,21 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from config.errors import HostError, RequestError
+from workers.guests.blocker import Blocker
 from workers.guests.contract import IncomingState, OutgoingState, RunState, Send
 from workers.guests.control import check_path
 from workers.guests.places import make_directory, make_ram, ram_path
 from workers.guests.process_identity import ProcessIdentity
-from workers.guests.qemu.command import RAM_ID, Places, command_line
+from workers.guests.qemu.blockers import Reason, blockers_at_destination, blockers_at_source
+from workers.guests.qemu.command import Places, command_line
 from workers.guests.qemu.draining import drains
 from workers.guests.qemu.injection import userfaultfd_in
+from workers.guests.qemu.inspection import facts_of, needs_of, shape_of
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.needs import Needs
 from workers.guests.qemu.own_migration import OwnMigration, leave_no_migration
 from workers.guests.qemu.own_settings import SAFE_FOR_EMULATED, WRITES_ARE_LOST_IN
+from workers.guests.qemu.probing import facts_for
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.guests.qemu.state import IncomingQemuState, OutgoingQemuState, last_words
 from workers.ram import BlockFile, RamBlock
@@ -52,7 +57,8 @@ class QemuGuest:
         try:
             made = json.loads((directory / "guest.json").read_bytes())
             self.spec = QemuGuestSpec.from_json(made["spec"])
-            self.places = Places(str(made["binary"]), Path(made["ram"]), directory)
+            elsewhere = (Path(made[key]) if made.get(key) else None for key in ("monitor", "status"))
+            self.places = Places(str(made["binary"]), Path(made["ram"]), directory, *elsewhere)
         except (OSError, ValueError, KeyError, TypeError, RequestError) as error:
             raise HostError(
                 f"{directory} does not describe a QEMU guest ({error}): remove it if no guest is to be there"
@@ -81,7 +87,7 @@ class QemuGuest:
         """An emulated guest must not be left to a QEMU that loses some of its writes."""
         if self.spec.accel != "tcg" or self.spec.memory % WRITES_ARE_LOST_IN:
             return None
-        with Monitor(self.name, self.places.status) as monitor:
+        with self._asking() as monitor:
             version = monitor.execute("query-version")["qemu"]
         if (version["major"], version["minor"]) >= SAFE_FOR_EMULATED:
             return None
@@ -91,7 +97,7 @@ class QemuGuest:
     def blocks(self) -> list[RamBlock]:
         """One block, QEMU's memory backend."""
         self._living()
-        return [RamBlock(RAM_ID, self.spec.memory)]
+        return [RamBlock(self.spec.ram_id, self.spec.memory)]
 
     def block_files(self) -> list[BlockFile]:
         """The same, with its file. Raises HostError when there is none."""
@@ -102,7 +108,7 @@ class QemuGuest:
     def status(self) -> RunState:
         """Whether it runs. Raises HostError also in a state that is none of ours (a guest that panicked)."""
         self._living()
-        with Monitor(self.name, self.places.status) as monitor:
+        with self._asking() as monitor:
             said = monitor.execute("query-status")["status"]
         if said in _PAUSED:
             return RunState.PAUSED
@@ -110,6 +116,19 @@ class QemuGuest:
             return RunState(said)
         except ValueError:
             raise HostError(f"guest {self.name} is {said}: it can be moved when it runs again") from None
+
+    def blockers(self) -> list[Blocker]:
+        """What of this QEMU keeps its guest from leaving. Takes the monitor, and keeps it when it can be had."""
+        problem = ""
+        try:
+            self._moving()
+        except HostError as error:
+            problem = str(error)
+        with self._asking() as monitor:
+            facts = facts_of(
+                monitor, self.pid, ram_id=self.spec.ram_id, shape=shape_of(self.spec), monitor_problem=problem
+            )
+        return blockers_at_source(facts)
 
     def stop(self) -> None:
         """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns."""
@@ -175,15 +194,18 @@ class QemuGuest:
     def description(self) -> dict[str, Any]:
         """What a destination needs to start the incoming twin."""
         self._living()
-        return {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
+        with self._asking() as monitor:
+            needs = needs_of(monitor, self.spec)
+        said = {"kind": self.kind, "name": self.name, "blocks": [_block(self.spec)], "shape": self.spec.to_json()}
+        return said | {"needs": needs.to_json()}
 
     def resolve_machine(self) -> None:
         """Note which version an alias means here (q35: pc-q35-7.2): another host's QEMU may mean another."""
-        with Monitor(self.name, self.places.status) as monitor:
+        with self._asking() as monitor:
             known = monitor.execute("query-machines")
         named = {one["alias"]: one["name"] for one in known if "alias" in one}
         self.spec = self.spec.model_copy(update={"machine": named.get(self.spec.machine, self.spec.machine)})
-        _describe(self.spec, self.places)
+        describe(self.spec, self.places)
 
     def quit(self) -> None:
         """End the guest for good and remove its RAM file and directory. Harmless when already gone."""
@@ -225,6 +247,15 @@ class QemuGuest:
             raise HostError(f"guest {self.name} has no process any more: remove what it left, and start it anew")
         return self._process
 
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Monitor]:
+        """The socket for questions; the one that this handle holds already, where QEMU has only one."""
+        if self._monitor is not None and self.places.status == self.places.monitor:
+            yield self._monitor
+        else:
+            with Monitor(self.name, self.places.status) as monitor:
+                yield monitor
+
     def _moving(self) -> Monitor:
         """The connection that this handle keeps from its first command on: making one costs milliseconds of a pause."""
         self._living()
@@ -235,7 +266,7 @@ class QemuGuest:
 
 
 def _block(spec: QemuGuestSpec) -> dict[str, Any]:
-    return {"id": RAM_ID, "size": spec.memory, "page_size": PAGE_SIZE}
+    return {"id": spec.ram_id, "size": spec.memory, "page_size": PAGE_SIZE}
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
@@ -258,6 +289,15 @@ def incoming_qemu_guest(state_dir: Path, ram_dir: Path, description: dict[str, A
     return _start(state_dir, ram_dir, spec, incoming=True)
 
 
+def obstacles(description: dict[str, Any]) -> list[Blocker]:
+    """What keeps the guest described from coming to this host; nothing is started but a QEMU without a machine."""
+    try:
+        spec, needs = QemuGuestSpec.from_json(description.get("shape")), Needs.from_json(description.get("needs"))
+    except RequestError as error:
+        return [Blocker(Reason.MALFORMED.value, str(error), "run the same release on both hosts")]
+    return blockers_at_destination(facts_for(BINARY, spec, needs))
+
+
 def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: bool) -> QemuGuest:
     directory = state_dir.resolve() / "guests" / spec.name
     places = Places(BINARY, ram_path(ram_dir, directory), directory)
@@ -265,26 +305,29 @@ def _start(state_dir: Path, ram_dir: Path, spec: QemuGuestSpec, *, incoming: boo
     with contextlib.ExitStack() as undo:
         make_directory(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        _describe(spec, places)
+        describe(spec, places)
         if spec.memory_backend == "file":
             make_ram(places.ram, spec.memory, used=spec.memory)
             undo.callback(places.ram.unlink, missing_ok=True)
-        undo.callback(_end_half_started, places)
-        _spawn(spec, places, incoming)
+        undo.callback(end_started, places)
+        spawn(spec, places, incoming)
         guest = QemuGuest(directory)
         guest.resolve_machine()
         undo.pop_all()
     return guest
 
 
-def _describe(spec: QemuGuestSpec, places: Places) -> None:
+def describe(spec: QemuGuestSpec, places: Places) -> None:
+    """Write down what lies in a guest's directory."""
     made = {"kind": QemuGuest.kind, "spec": spec.to_json(), "ram": str(places.ram), "binary": places.binary}
+    elsewhere = {"monitor": places.monitor_elsewhere, "status": places.status_elsewhere}
+    made |= {key: str(path) for key, path in elsewhere.items() if path}
     fresh = places.directory / "guest.json.new"
     fresh.write_text(json.dumps(made))
     fresh.replace(places.directory / "guest.json")
 
 
-def _spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
+def spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
     """Start QEMU, which leaves us once it is up (-daemonize): the guest outlives whoever started it."""
     log = places.directory / "log"
     try:
@@ -322,6 +365,7 @@ def _started(places: Places) -> ProcessIdentity | None:
     return process if os.fsencode(places.pid_file) in command.split(b"\0") else None
 
 
-def _end_half_started(places: Places) -> None:
+def end_started(places: Places) -> None:
+    """End the QEMU that `spawn` started at these places, if there is one."""
     if process := _started(places):
         process.kill()

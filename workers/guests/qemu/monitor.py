@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -36,8 +37,8 @@ class CommandRefusedError(HostError):
 class Monitor:
     """Ask one QEMU, and hear its events, which are kept from the first moment on. One connection, for one thread."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        """Connect. Raises HostError: there is no such socket, or somebody else holds it."""
+    def __init__(self, name: str, path: Path | socket.socket) -> None:
+        """Connect, unless it is a connection. Raises HostError: there is no such socket, or somebody else holds it."""
         self._name = name
         self._loop = asyncio.new_event_loop()
         # Where QEMU ends first, qemu.qmp leaves errors behind that asyncio complains of when they are collected.
@@ -47,7 +48,9 @@ class Monitor:
         self._client = QMPClient(name)
         self._events = EventListener()
         self._client.register_listener(self._events)
-        connecting = asyncio.wait_for(self._client.connect(str(path)), CONNECT_SECONDS)
+        connecting = asyncio.wait_for(
+            self._client.connect(path if isinstance(path, socket.socket) else str(path)), CONNECT_SECONDS
+        )
         try:
             self._run(connecting, CONNECT_SECONDS + 1, "let itself be connected to")
         except BaseException:

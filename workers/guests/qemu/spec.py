@@ -89,6 +89,8 @@ class QemuGuestSpec(_Part):
     disks: Annotated[tuple[Disk, ...], Field(max_length=20)] = ()
     nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
     balloon: bool = False
+    #: QEMU's id of the memory backend, and the name of the RAM block that comes of it.
+    ram_id: Annotated[str, Field(pattern=_WORD, max_length=64)] = "ram"
     firmware: AbsolutePath | None = None
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
