@@ -110,8 +110,8 @@ class Examiner:
             by_qemu = left_to_qemu(found, request.engine, not_by_itself)
             blockers = standing(found, by_qemu=by_qemu)
             if (status := guest.status()) is not RunState.RUNNING:
-                found = f"{request.guest} is {status}, not running"
-                blockers.append(Blocker("not-running", found, "let it run, or see `droveway reconcile`"))
+                paused = f"{request.guest} is {status}, not running"
+                blockers.append(Blocker("not-running", paused, "let it run, or see `droveway reconcile`"))
             described = guest.description()
         finally:
             guest.close()
@@ -148,7 +148,7 @@ def examine(
     obstacles = _refused_by_admission(request, fleet)
     source = fleet.guests[request.guest].host
     check = secrets.token_hex(8)
-    engine = read_options(request.capabilities, request.parameters)[1].engine.value
+    engine = read_options(request.capabilities, request.parameters)[1].engine
     with closing(Checks(settings)) as checks:
         for side, host in ((Side.SOURCE, source), (Side.DESTINATION, request.destination)):
             if host in fleet.hosts and side in fleet.hosts[host].alive and (side is Side.SOURCE or host != source):

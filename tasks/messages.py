@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from config.capabilities import EngineChoice
 from config.errors import MessageError, RequestError
 from config.names import check_name
 from workers.pairing.contract import Side
@@ -154,7 +155,7 @@ class CheckRequest(Message):
     host: Host
     side: Side
     #: As the parameter `engine` of a migration: what only keeps us from moving a guest does not keep QEMU.
-    engine: Literal["auto", "droveway", "qemu"] = "auto"
+    engine: EngineChoice = EngineChoice.AUTO
 
 
 def _document(task: str, body: object) -> bytes:

@@ -289,7 +289,7 @@ class Obstacle:
     side: Side | None = None
     host: str | None = None
 
-    def to_json(self) -> dict[str, str | None]:
+    def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {"side": None if self.side is None else str(self.side), "host": self.host} | self.blocker.to_json()
 

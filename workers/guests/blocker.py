@@ -43,7 +43,8 @@ def _read(said: Any) -> Blocker:
     fields = ("reason", "what", "remedy")
     if not isinstance(said, Mapping) or not all(isinstance(said.get(field), str) for field in fields):
         raise ValueError("a blocker has a reason, what it is, and a remedy")
-    return Blocker(*(said[field] for field in fields), from_outside=said.get("from_outside") is True)
+    reason, what, remedy = (said[field] for field in fields)
+    return Blocker(reason, what, remedy, said.get("from_outside") is True)
 
 
 def obstacle_from_outside(blockers: Sequence[Blocker]) -> str | None:
