@@ -148,6 +148,7 @@ def test_what_excludes_each_other_in_qemu_is_never_set_together(
     _, parameters = read_options()
     settings = own_settings(asked, parameters, transport=transport, channels=channels)
     assert {name for name in ALL_OFF if settings.capabilities[name]} - {"return-path"} == on
+    assert settings.capabilities["return-path"] == (transport == "tcp")
     assert ("multifd-channels" in settings.parameters) == ("multifd" in on)
     assert ("xbzrle-cache-size" in settings.parameters) == ("xbzrle" in on)
 
