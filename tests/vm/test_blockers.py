@@ -1,7 +1,8 @@
 """What keeps a virtual machine from being moved, each kind provoked in a real QEMU and found beforehand.
 
-Not here, for want of hardware: vfio and nvme:// (tests/lab), vdpa and registered buffers, for which tests/unit has what
-QEMU would say.
+Not here, for want of hardware and of modules in this kernel: vfio, vdpa and nvme:// (QEMU opens none of them without a
+device), registered buffers (Debian's QEMU 7.2 is built without blkio), and a QEMU that lacks x-ignore-shared. For those
+tests/unit/test_qemu_blockers.py gives the judgement the words that QEMU would use.
 """
 
 from __future__ import annotations
