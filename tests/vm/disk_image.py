@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.requirements import missing
+from workers.ranges import PAGE_SIZE
 
 #: Pages of a block, which is read and written as one.
 BLOCK = 16
-_PAGE = 4096
-_WORDS = _PAGE // 8
+_WORDS = PAGE_SIZE // 8
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 Pages = npt.NDArray[np.uint64]

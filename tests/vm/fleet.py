@@ -26,11 +26,9 @@ _names = (f"vm{number}" for number in itertools.count(1))
 class VmFleet:
     """Two hosts, and one guest at a time."""
 
-    def __init__(
-        self, redis: RedisServer, environment: Mapping[str, str], overrides: Mapping[str, object] | None = None
-    ) -> None:
+    def __init__(self, redis: RedisServer, environment: Mapping[str, str]) -> None:
         settings = RedisSettings.model_validate({"url": redis.url})
-        self.fleet = LocalFleet(settings, ram_bytes=_RAM, environment=environment, overrides=overrides)
+        self.fleet = LocalFleet(settings, ram_bytes=_RAM, environment=environment)
         self.ways = itertools.cycle([("alpha", "beta"), ("beta", "alpha")])
 
     def start(self, **shape: Any) -> QemuGuest:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.until import until
-from tests.vm.disk_image import Judged, judge_disk, make_disk
+from tests.vm.disk_image import BLOCK, Judged, judge_disk, make_disk
 from tests.vm.fleet import VmFleet
 from tests.vm.hand_over import hand_over
 from tests.vm.machine import Console, await_ticks, end_disk_witness, vm_spec
@@ -17,6 +17,7 @@ from tests.vm.working_machine import Case, working_machine
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import CommandRefusedError
+from workers.ranges import PAGE_SIZE
 
 CASES = (
     Case("threads", disk={"cache": "none", "aio": "threads"}),
@@ -60,6 +61,17 @@ def test_without_that_wait_the_memory_is_corrupted_and_the_witness_sees_it(vms: 
             if machine.move(capabilities=("verify-ram=off",), parameters=MANY_ROUNDS).bad:
                 return
     pytest.fail(f"{TRIES} moves without a drain, and every page is good: this test shows nothing any more")
+
+
+def test_a_block_that_is_torn_or_somewhere_else_is_bad(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.raw", mib=1)
+    size = BLOCK * PAGE_SIZE
+    assert judge_disk(disk) == Judged(writes=0, bad=0)
+    content = bytearray(disk.read_bytes())
+    content[4 * size - 8] ^= 1
+    content[9 * size : 10 * size] = content[:size]
+    disk.write_bytes(content)
+    assert judge_disk(disk) == Judged(writes=0, bad=2)
 
 
 def test_a_twin_that_has_loaded_leaves_the_disk_to_its_source_until_it_is_to_run(tmp_path: Path) -> None:

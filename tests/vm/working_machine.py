@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ class WorkingMachine:
             unbroken=[line.tick for line in said] == list(range(len(said))) and pongs == sorted(set(pongs)),
         )
 
-    def _looked_again(self) -> Any:
+    def _looked_again(self) -> Callable[[], bool]:
         """Whether every page, every block that was held, and the network have been tried since this was called."""
         lines, reads, pongs = len(self._console.said()), self._reads(), len(self._console.pongs())
         checked = self._console.said()[-1].checked
