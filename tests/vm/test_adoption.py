@@ -16,15 +16,13 @@ from tasks.cli.following import ending
 from tasks.cli.guest import announce
 from tasks.ledger.ledger import Ledger
 from tests.until import until
+from tests.vm.fleet import VmFleet
 from tests.vm.machine import await_ticks, said, vm_spec
-from tests.vm.test_moves import VmFleet, vms
 from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
 from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.adoption import Stranger
 from workers.guests.qemu.monitor import Monitor
-
-__all__ = ["vms"]
 
 _MAC = "52:54:00:00:00:07"
 

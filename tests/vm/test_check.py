@@ -12,14 +12,12 @@ from tasks.cli.following import ending
 from tasks.cli.migrate import request_for
 from tasks.ledger.ledger import Ledger
 from tests.requirements import missing
+from tests.vm.fleet import VmFleet
 from tests.vm.machine import await_ticks
-from tests.vm.test_moves import VmFleet, vms
 from workers.guests.contract import RunState
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
 from workers.handover.journal import last_line
-
-__all__ = ["vms"]
 
 
 def checked(vms: VmFleet, guest: QemuGuest) -> list[tuple[str | None, str]]:

@@ -71,7 +71,7 @@ def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_w
         assert record.source.progress is not None
         sizes = record.source.progress["bytes"]
         assert chosen(record)["engine"] == "qemu"
-        assert "not a shared file" in chosen(record)["engine-reason"]
+        assert "memory-backend-ram" in chosen(record)["engine-reason"]
         assert any(note["about"] == "verify-ram" for note in chosen(record)["notes"])
         assert sizes["transferred"] > 32 << 20
         assert len(record.source.progress["rounds"]) > 1
@@ -90,8 +90,8 @@ def test_one_that_could_be_moved_from_outside_is_moved_by_qemu_when_asked(vms: V
 def test_what_cannot_be_moved_from_outside_is_refused_to_our_engine_and_goes_on_untouched(vms: VmFleet) -> None:
     guest = vms.start(**ANONYMOUS)
     record, _ = vms.move(guest.name, parameters=("transport=tcp", "engine=droveway"))
-    assert (record.state, record.reason) == ("failed", "engine"), record
-    assert "not a shared file" in str(record.message)
+    assert (record.state, record.reason) == ("failed", "blocked"), record
+    assert "ram-not-shared" in str(record.message)
     assert last_line(vms.fleet.hosts["alpha"].settings.host.state_dir, guest.name) is None  # nothing was begun
     assert not vms.fleet.hosts["beta"].guests.holds(guest.name)
     assert guest.status() is RunState.RUNNING
@@ -101,7 +101,7 @@ def test_what_cannot_be_moved_from_outside_is_refused_to_our_engine_and_goes_on_
 def test_an_emulated_guest_is_not_left_to_a_qemu_that_would_lose_its_writes(vms: VmFleet) -> None:
     guest = vms.start(memory_backend="anonymous")
     record, _ = vms.move(guest.name)
-    assert (record.state, record.reason) == ("failed", "engine"), record
+    assert (record.state, record.reason) == ("failed", "blocked"), record
     assert "loses writes" in str(record.message)
     await_ticks(guest, 5)
 
