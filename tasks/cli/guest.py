@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from config.errors import MigrationFailedError, RefusedError, RequestError, UnreachableError
 from config.names import check_name
@@ -95,20 +96,33 @@ def start(
       droveway guest start db --memory 4G --dirty-rate 1Gbit/s --pattern hot --used 0.5
     """
     invocation = invocation_of(context)
-    make_directories(invocation.settings)
     guest: MemoryGuest | QemuGuest
     if name.endswith(".toml"):
+        _refuse_options(context)
         machine = QemuGuestSpec.from_file(Path(name))
+        make_directories(invocation.settings)
         warning = _refuse_double(invocation, machine.name)
         guest = invocation.guests.start_qemu(machine)
     else:
         if memory is None:
             raise RequestError("a memory guest needs --memory; a virtual machine a file that ends in .toml.")
         spec = MemoryGuestSpec(check_name("guest", name), memory, dirty_rate, pattern, used)
+        make_directories(invocation.settings)
         warning = _refuse_double(invocation, name)
         guest = invocation.guests.start(spec)
     warning = warning or _announced(invocation, guest)
     _said(invocation, guest, warning, as_json=as_json)
+
+
+def _refuse_options(context: click.Context) -> None:
+    """What a virtual machine is stands in its file alone."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("memory", "dirty_rate", "pattern", "used")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise RequestError(f"{', '.join(given)} are for memory guests; write what the machine is to have in its file.")
 
 
 def _said(invocation: Invocation, guest: MemoryGuest | QemuGuest, warning: str | None, *, as_json: bool) -> None:

@@ -166,6 +166,8 @@ def test_a_wrong_request_gets_its_sentence_and_leaves_no_trace(place: Place, gue
     }
     for words, sentence in wrong.items():
         assert sentence in place.refused("migrate", guest, "--to", "beta", *words, code=2, reason="invalid-request")
+    said = place.refused("guest", "start", "vm.toml", "--memory", "1G", code=2, reason="invalid-request")
+    assert "--memory are for memory guests" in said
     code, out, err = place.call("migrate", guest, "--to", "beta", *on("rdma-pin-al"))
     assert (code, out) == (2, "")
     assert err.startswith("droveway: There is no capability 'rdma-pin-al'")

@@ -15,7 +15,7 @@ from tests.faults.test_kills import side_of
 from tests.redis_server import find_server
 from tests.until import until
 from tests.vm.machine import ANONYMOUS
-from tests.vm.test_kills import HarmedVms
+from tests.vm.test_kills import HarmedVms, every
 from workers.pairing.contract import Side
 
 pytestmark = pytest.mark.faults
@@ -52,12 +52,12 @@ def nothing_left(fleet: LeftToQemu) -> Iterator[None]:
     ("point", "parameters"),
     [
         ("source.sending", SLOW),  # killed while QEMU sends
-        ("source.paused", FAST),  # QEMU has paused the guest and waits for a word
+        pytest.param("source.paused", FAST, marks=pytest.mark.thorough),  # QEMU waits for a word
         ("source.device", FAST),  # QEMU completes although nobody watches
-        ("source.journal-given", FAST),
-        ("destination.rounds", SLOW),
-        ("destination.handover", FAST),
-        ("destination.journal-ready", FAST),
+        pytest.param("source.journal-given", FAST, marks=pytest.mark.thorough),
+        pytest.param("destination.rounds", SLOW, marks=pytest.mark.thorough),
+        pytest.param("destination.handover", FAST, marks=pytest.mark.thorough),
+        pytest.param("destination.journal-ready", FAST, marks=pytest.mark.thorough),
     ],
 )
 def test_the_mover_is_killed_before_the_machine_is_given(
@@ -70,7 +70,7 @@ def test_the_mover_is_killed_before_the_machine_is_given(
     fleet.assert_runs_once(guest, "alpha")
 
 
-@pytest.mark.parametrize("point", ["source.given", "destination.cont", "source.drop"])
+@pytest.mark.parametrize("point", every(["source.given", "destination.cont", "source.drop"], ["source.given"]))
 def test_the_mover_is_killed_once_the_machine_is_given(fleet: LeftToQemu, point: str) -> None:
     guest, migration = fleet.begin(point=point, parameters=FAST)
     _, pid = fleet.held(side_of(point), migration)
@@ -79,7 +79,9 @@ def test_the_mover_is_killed_once_the_machine_is_given(fleet: LeftToQemu, point:
     fleet.assert_runs_once(guest, "beta")
 
 
-@pytest.mark.parametrize(("point", "parameters"), [("source.sending", SLOW), ("source.paused", FAST)])
+@pytest.mark.parametrize(
+    ("point", "parameters"), [pytest.param("source.sending", SLOW, marks=pytest.mark.thorough), ("source.paused", FAST)]
+)
 def test_the_destinations_qemu_is_killed_before_it_is_given_the_machine(
     fleet: LeftToQemu, point: str, parameters: Mapping[str, int | str]
 ) -> None:

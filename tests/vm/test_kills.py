@@ -1,14 +1,14 @@
 """Kill -9 of a mover, or of QEMU, while a virtual machine moves: it runs once, whole, and nothing is left.
 
-At one step of each phase and on each side of the decision: what happens at the others is the same for every kind of
-guest, and shown with memory guests (tests/faults).
+At one step of each phase and on each side of the decision; at all of them with `-m thorough`. What happens there is the
+same for every kind of guest, and shown with memory guests too (tests/faults).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from tasks.one_machine.host import LocalHost
 from tests.conftest import missing
 from tests.faults.harmed_fleet import HarmedFleet, let_go_on
-from tests.faults.test_kills import side_of
+from tests.faults.test_kills import BEFORE_GIVEN, FROM_GIVEN, side_of
 from tests.redis_server import find_server
 from tests.until import until
 from tests.vm.machine import await_ticks, said, vm_spec
@@ -27,6 +27,18 @@ from workers.guests.qemu.monitor import Monitor
 from workers.pairing.contract import Side
 
 pytestmark = pytest.mark.faults
+
+#: Steps at which the destination's QEMU is there, and has not been told to run.
+UNTIL_TAKEN = (
+    "source.survey",
+    "source.sending",
+    "source.stop",
+    "source.paused",
+    "destination.handover",
+    "destination.journal-ready",
+    "source.journal-given",
+    "source.tell-given",
+)
 
 
 class HarmedVms(HarmedFleet):
@@ -77,10 +89,15 @@ def nothing_left(fleet: HarmedVms) -> Iterator[None]:
     fleet.assert_nothing_left()
 
 
-@pytest.mark.parametrize(
-    "point",
-    ["source.survey", "source.paused", "source.journal-given", "destination.handover", "destination.journal-ready"],
-)
+SHOWN = ("source.survey", "source.paused", "destination.journal-ready", "source.given", "destination.cont")
+
+
+def every(points: Sequence[str], shown: Sequence[str] = SHOWN) -> list[Any]:
+    """All of these; those that are not to be shown each time only when asked for."""
+    return [point if point in shown else pytest.param(point, marks=pytest.mark.thorough) for point in points]
+
+
+@pytest.mark.parametrize("point", every(BEFORE_GIVEN))
 def test_the_mover_is_killed_before_the_machine_is_given(fleet: HarmedVms, point: str) -> None:
     guest, migration = fleet.begin(point=point)
     _, pid = fleet.held(side_of(point), migration)
@@ -89,7 +106,7 @@ def test_the_mover_is_killed_before_the_machine_is_given(fleet: HarmedVms, point
     fleet.assert_runs_once(guest, "alpha")
 
 
-@pytest.mark.parametrize("point", ["source.given", "destination.cont", "source.drop"])
+@pytest.mark.parametrize("point", every(FROM_GIVEN))
 def test_the_mover_is_killed_once_the_machine_is_given(fleet: HarmedVms, point: str) -> None:
     guest, migration = fleet.begin(point=point)
     _, pid = fleet.held(side_of(point), migration)
@@ -98,17 +115,18 @@ def test_the_mover_is_killed_once_the_machine_is_given(fleet: HarmedVms, point: 
     fleet.assert_runs_once(guest, "beta")
 
 
-@pytest.mark.parametrize("point", ["source.sending", "source.paused"])
-def test_the_destinations_qemu_is_killed_before_it_is_given_the_machine(fleet: HarmedVms, point: str) -> None:
+@pytest.mark.parametrize("point", every(UNTIL_TAKEN, ["source.paused"]))
+def test_the_destinations_qemu_is_killed_before_it_takes_the_machine(fleet: HarmedVms, point: str) -> None:
+    """Also once it is given: a destination whose copy is gone says so, and the source takes the machine back."""
     guest, migration = fleet.begin(point=point)
-    _, pid = fleet.held(Side.SOURCE, migration)
+    _, pid = fleet.held(side_of(point), migration)
     os.kill(fleet.beta.guests.open(guest).pid, signal.SIGKILL)
     let_go_on(pid)
     assert fleet.settled(migration).state == "failed"
     fleet.assert_runs_once(guest, "alpha")
 
 
-@pytest.mark.parametrize("point", ["source.sending"])
+@pytest.mark.parametrize("point", every(["source.survey", "source.sending", "source.stop"], ["source.sending"]))
 def test_a_machine_whose_qemu_dies_is_gone_and_leaves_no_copy(fleet: HarmedVms, point: str) -> None:
     guest, migration = fleet.begin(point=point)
     _, pid = fleet.held(Side.SOURCE, migration)
@@ -117,6 +135,18 @@ def test_a_machine_whose_qemu_dies_is_gone_and_leaves_no_copy(fleet: HarmedVms, 
     assert fleet.settled(migration).state == "failed"
     assert not fleet.copies(guest)
     fleet.alpha.guests.stop(guest)
+
+
+@pytest.mark.parametrize("point", every(["source.journal-given", "source.given", "source.drop"], ["source.given"]))
+def test_a_source_whose_qemu_dies_once_all_is_over_there_gives_the_machine_all_the_same(
+    fleet: HarmedVms, point: str
+) -> None:
+    guest, migration = fleet.begin(point=point)
+    _, pid = fleet.held(Side.SOURCE, migration)
+    os.kill(fleet.alpha.guests.open(guest).pid, signal.SIGKILL)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "completed"
+    fleet.assert_runs_once(guest, "beta")
 
 
 def test_a_device_state_that_does_not_load_leaves_the_machine_where_it_is(fleet: HarmedVms) -> None:
