@@ -30,6 +30,7 @@ def test_suite(wired_machine: Machine, suite: str) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.thorough
 @pytest.mark.timeout(1200)
 def test_a_virtual_machine_over_rdma(one_machine: Machine) -> None:
     arguments = ["--timeout", "1100", "tests/lab/inside/verbs_vm.py"]
