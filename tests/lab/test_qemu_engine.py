@@ -8,6 +8,7 @@ from tests.lab.machine import Machine
 
 
 @pytest.mark.lab
+@pytest.mark.thorough
 @pytest.mark.timeout(1200)
 def test_it_moves_with_pin_all_off_and_on(one_machine: Machine) -> None:
     command = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "400"]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tasks.cli.guest import announce
 from tasks.one_machine.host import LocalHost
 from tests.conftest import missing
 from tests.faults.harmed_fleet import HarmedFleet, let_go_on
@@ -56,12 +57,6 @@ class HarmedVms(HarmedFleet):
         found = self.alpha.guests.open(guest)
         assert isinstance(found, QemuGuest)
         return found.places
-
-    def unresolved(self, migration: str) -> str:
-        """Why the source cannot come to an end, once it says so."""
-        record = self.record(migration)
-        said = (record.source.progress if record is not None else None) or {}
-        return str(said["message"]) if said.get("outcome") == "unresolved" else ""
 
     def assert_whole(self, copy: Guest) -> None:
         """It has looked at all of its pages since."""
@@ -168,16 +163,15 @@ def test_a_machine_whose_monitor_is_gone_moves_by_its_other_one(fleet: HarmedVms
 
 
 def test_a_machine_that_nobody_can_ask_any_more_is_left_running(fleet: HarmedVms) -> None:
-    guest, migration = fleet.begin(point="source.pairing")
-    _, pid = fleet.held(Side.SOURCE, migration)
-    places = fleet.places(guest)
-    for path in (places.monitor, places.status):
+    copy = fleet.start_guest(fleet.alpha, "unasked", 1 << 20)
+    copy.close()
+    with fleet.ledger() as ledger:
+        announce(ledger, fleet.alpha.settings, copy)
+    for path in (copy.places.monitor, copy.places.status):
         path.unlink()
-    let_go_on(pid)
-    assert "droveway reconcile" in until("what the mover says of it", lambda: fleet.unresolved(migration), 60)
-    copy = fleet.alpha.guests.open(guest)
-    assert isinstance(copy, QemuGuest)
+    ended = fleet.settled(fleet.ask("unasked", "beta", {}))
+    assert ended.state == "failed"
+    assert "did not let itself be connected to" in ended.message or "cannot be asked" in ended.message, ended.message
     assert not await_ticks(copy, 5)[-1].bad
-    os.kill(copy.pid, signal.SIGKILL)
-    assert fleet.settled(migration).state == "failed"
-    fleet.alpha.guests.stop(guest)
+    assert set(fleet.beta.guests.list()) == set()
+    fleet.alpha.guests.stop("unasked")

@@ -351,7 +351,7 @@ def spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
         ) from None
     process = _started(places)
     if ended.returncode or process is None:
-        raise HostError(f"QEMU of guest {spec.name} did not start: {last_words(log)}")
+        raise HostError(f"QEMU of guest {spec.name} did not start: {last_words(log, places.log)}")
     process.write(places.directory / "pid")
 
 
