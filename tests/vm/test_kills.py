@@ -149,7 +149,7 @@ def test_a_device_state_that_does_not_load_leaves_the_machine_where_it_is(fleet:
     guest, migration = fleet.begin(keep_fault=True)
     ended = fleet.settled(migration)
     assert ended.state == "failed"
-    assert "could not load its device state" in ended.message, ended.message
+    assert "device state" in ended.message, ended.message  # in the words of whichever side notices first
     fleet.assert_runs_once(guest, "alpha")
 
 
