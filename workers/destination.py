@@ -16,7 +16,7 @@ from workers.handover.journal import driving
 from workers.handover.states import Event, State
 from workers.link import Link, await_source, link_as_destination, refusals_told
 from workers.migration import Migration
-from workers.pairing.agreement import refuse_beyond_limits
+from workers.pairing.agreement import pins_certainly, refuse_beyond_limits
 from workers.pairing.contract import Side
 from workers.pairing.offer import Offer
 from workers.protocol import MessageType
@@ -64,8 +64,9 @@ def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockL
             f"{job.guest} has {theirs.memory} bytes of memory, {job.memory} were reserved here: migrate it again",
             "host-memory",
         )
-    refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True)
-    refuse_beyond_limits(theirs, job.host, limits, exists=False)
+    pinned = pins_certainly(theirs)  # otherwise `agree` looks again, once the transport is known
+    refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True, pinned=pinned)
+    refuse_beyond_limits(theirs, job.host, limits, exists=False, pinned=pinned)
 
 
 def _twin(migration: Migration, theirs: Offer) -> Guest:

@@ -45,6 +45,7 @@ REASONS = (
     "cancelled",
     "capability",
     "host",
+    "host-memory",
     "internal",
     "invalid-message",
     "invalid-request",
