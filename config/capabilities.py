@@ -44,7 +44,7 @@ class MigrationCapability(StrEnum):
         "rdma-pin-all",
         False,
         "2.0",
-        "Lock and register all memory that holds data on both hosts before the bulk round, instead of chunk by chunk.",
+        "Lock and register all memory that holds data before the bulk round; else chunk by chunk, over tcp unlocked.",
     )
     ON_DEMAND_PAGING = (
         "on-demand-paging",
@@ -358,7 +358,7 @@ class MigrationParameters:
         0,
         Quantity(BYTES, 64 << 20, 1 << 46, zero="as much as is sent"),
         "",
-        "Most memory to keep locked on each host at a time.",
+        "Most memory to keep registered on each host at a time; over RDMA that is locked, over tcp it is not.",
     )
     completion_timeout_per_gib_s: int = _parameter(
         "completion-timeout-per-gib",
@@ -458,7 +458,7 @@ class Exclusion:
 # QEMU's longest list of exclusions (xbzrle, multifd, postcopy with RDMA) comes from its RDMA code being a path of its
 # own; here every transport takes the same ranges, so that only contradictions are left.
 EXCLUSIONS: tuple[Exclusion, ...] = (
-    Exclusion("rdma-pin-all", "pin-budget", "one locks all memory at once, the other limits what is locked at a time"),
+    Exclusion("rdma-pin-all", "pin-budget", "one registers all memory at once, the other limits how much"),
     Exclusion("on-demand-paging", "rdma-pin-all", "one locks no memory, the other all of it"),
     Exclusion("on-demand-paging", "pin-budget", "it locks no memory, so there is nothing to limit"),
 )

@@ -77,6 +77,12 @@ class MemoryLockError(HostError):
     reason = "memory-lock"
 
 
+class HostMemoryError(HostError):
+    """The guest's memory does not fit where this host keeps it: the RAM directory is full, or the host's memory is."""
+
+    reason = "host-memory"
+
+
 # --- something that we talk to is away or misbehaves ------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from workers.handover.journal import driving
 from workers.handover.states import Event, State
 from workers.link import Link, await_source, engine_offered, link_as_destination, ram_for, refusals_told
 from workers.migration import Migration
-from workers.pairing.agreement import refuse_beyond_limits
+from workers.pairing.agreement import pins_certainly, refuse_beyond_limits
 from workers.pairing.contract import Side
 from workers.pairing.offer import Offer
 from workers.protocol import MessageType
@@ -71,8 +71,9 @@ def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockL
             f"{job.guest} has {theirs.memory} bytes of memory, {job.memory} were reserved here: migrate it again",
             "host-memory",
         )
-    refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True)
-    refuse_beyond_limits(theirs, job.host, limits, exists=False)
+    pinned = pins_certainly(theirs)  # otherwise `agree` looks again, once the transport is known
+    refuse_beyond_limits(theirs, theirs.host, theirs.limits, exists=True, pinned=pinned)
+    refuse_beyond_limits(theirs, job.host, limits, exists=False, pinned=pinned)
     guests = LocalGuests(host.state_dir, host.ram_dir)
     found = standing(guests.obstacles(dict(theirs.guest)), by_qemu=engine is EngineChoice.QEMU)
     refuse_blocked(job.guest, job.host, found)

@@ -3,7 +3,7 @@
     source                                       destination
       HELLO ───────────────────────────────────►  is this the attempt that I am paired for?
       ◄─────────────────────────────────── HELLO
-      REGISTER_REQUEST ranges ─────────────────►  populate, lock
+      REGISTER_REQUEST ranges ─────────────────►  make them regions; lock them, where that is due
       ◄───────────────── REGISTER_RESULT regions
       ══ one-sided writes ══════════════════════
       RELEASE ranges ──────────────────────────►  deregister the regions that make these up (flushed before)

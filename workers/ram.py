@@ -7,14 +7,16 @@ would send stale pages, and RDMA registration refuses a read-only shared one (me
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from config.errors import HostError
+from config.errors import HostError, HostMemoryError
 from workers.ranges import PAGE_SIZE, PageRange, RangeTable
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +64,7 @@ class Ram:
         self.size = sum(block.size for block in self.blocks)
         self._fds: list[int] = []
         self._bases: list[int] = []
+        self._paths = [file.path for file in files]
         # Reserve the whole span first, then put each file at its place: one address, one view, one algebra.
         self.address = _map(None, self.size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
         try:
@@ -117,6 +120,38 @@ class Ram:
             if low < high:
                 found.append(Extent(fd, low - base, high - low))
         return found
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Put `data` (bytes) at ram_addr `start` by way of the files, without a page fault. It may cross blocks.
+
+        The mapping shows it at once: both are one page cache. A page written whole is not zeroed first, and where the
+        RAM directory is full this is an error, while touching the mapping would be a SIGBUS. Raises HostMemoryError;
+        what was written by then stays.
+        """
+        while data:
+            at = bisect_right(self._bases, start) - 1
+            offset = start - self._bases[at]
+            piece = data[: self.blocks[at].size - offset]
+            try:
+                done = os.pwrite(self._fds[at], piece, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise self.too_small(error.errno or 0) from None
+                # hugetlbfs can be mapped, but not written; its pages were set aside when it was mapped.
+                done = len(piece)
+                self.view[start : start + done] = piece
+            start, data = start + done, data[done:]
+
+    def too_small(self, code: int) -> HostMemoryError:
+        """What to say when memory cannot be had for a page of these files; `code` is the errno."""
+        return HostMemoryError(
+            f"guest memory does not fit into {self.places} ({os.strerror(code)}): make room there, or go elsewhere"
+        )
+
+    @property
+    def places(self) -> str:
+        """The directories that the RAM files are in, for a message."""
+        return ", ".join(dict.fromkeys(str(path.parent) for path in self._paths))
 
     def __enter__(self) -> Self:
         return self

@@ -29,6 +29,7 @@ from workers.handover.journal import driving
 from workers.handover.states import Event, State
 from workers.link import Link, engine_of, link_as_source, ram_for, refusals_told
 from workers.migration import Migration
+from workers.pairing.agreement import pins
 from workers.pairing.contract import Side
 from workers.protocol import MessageType
 from workers.qemu_engine import source as qemu_engine
@@ -184,14 +185,14 @@ def _transfer(source: _Connected, registrar: Registrar) -> Transfer:
 
 def _policy(migration: Migration, link: Link) -> Choice:
     agreed = link.agreement.capabilities
-    unlocked = agreed[Capability.ON_DEMAND_PAGING]  # the devices fault memory in: no limit on locked memory counts
     facts = Facts(
         memory=link.source.memory,
         touched=link.source.touched,
-        source_limit=None if unlocked else link.source.memlock,
-        destination_limit=None if unlocked else link.destination.memlock,
+        source_limit=link.source.memlock,
+        destination_limit=link.destination.memlock,
         pin_all=agreed[Capability.RDMA_PIN_ALL],
         pin_budget=migration.parameters.pin_budget,
+        locks=pins(link.agreement.transport, agreed),
     )
     return choose_policy(facts)
 

@@ -57,7 +57,7 @@ def check(context: click.Context, as_json: bool) -> None:
     if limit is not None and limit < offered:
         warnings.append(
             f"Processes here may lock {size(limit)}, less than the {size(offered)} offered to guests: raise "
-            "LimitMEMLOCK, or rdma-pin-all will be refused for larger ones."
+            "LimitMEMLOCK, or rdma-pin-all will be refused for larger ones, and RDMA go through a window."
         )
     if as_json:
         click.echo(json.dumps({"host": settings.host.name, "redis": settings.redis.shown_url, "warnings": warnings}))

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import resource
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import DrovewayError, MemoryLockError, MessageError, PeerError, PeerLostError, RemoteAccessError
-from tests.contract.transport_makers import BLOCKS, LOCKING, MAKERS, MIB, Maker, Pair
+from config.errors import (
+    DrovewayError,
+    HostMemoryError,
+    MemoryLockError,
+    MessageError,
+    PeerError,
+    PeerLostError,
+    RemoteAccessError,
+)
+from tests.contract.transport_makers import BLOCKS, LOCKING, MAKERS, MIB, UNLOCKED, Maker, Pair, make_ram
+from tests.requirements import missing
+from workers.ram import BlockFile, Ram, RamBlock
 from workers.ranges import PAGE_SIZE, RangeTable
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion, Writes
 
@@ -489,6 +500,86 @@ def test_registering_populates_memory_that_did_not_exist(locking: Maker) -> None
         assert not pair.destination_ram.populated()
         pair.destination.register(RangeTable([(MIB, 2 * MIB)]))
         assert pair.destination_ram.populated() == RangeTable([(MIB, 2 * MIB)])
+
+
+@pytest.mark.parametrize("unlocked", UNLOCKED)
+def test_over_tcp_registering_neither_locks_nor_populates_unless_that_was_asked_for(unlocked: str) -> None:
+    """In a child that may lock nothing."""
+
+    def child() -> str:
+        with MAKERS[unlocked]() as pair:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+            os.seteuid(65534 if os.geteuid() == 0 else os.geteuid())
+            fill(pair)
+            regions = register(pair, [(0, EDGE), (EDGE, SIZE)])
+            deliver(pair, [(0, EDGE), (EDGE, SIZE)], *regions)
+            whole = np.array_equal(memory(pair.destination_ram), memory(pair.source_ram))
+            os.seteuid(os.getuid())
+            return f"{whole} {locked_bytes()}"
+
+    assert in_a_child(child) == "True 0"
+    with MAKERS[unlocked]() as pair:
+        register(pair, [(0, SIZE)])
+        assert not pair.destination_ram.populated()
+
+
+@pytest.fixture
+def short_of_memory(small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pairs that are made now keep the destination's memory where there is room for an eighth of it."""
+    made: list[object] = []
+
+    def make_ram_there(blocks: tuple[RamBlock, ...] = BLOCKS) -> Ram:
+        made.append(blocks)
+        if len(made) == 1:  # the source's
+            return make_ram(blocks)
+        return Ram([BlockFile(block, sized(small_tmpfs / block.id, block.size)) for block in blocks])
+
+    monkeypatch.setattr("tests.contract.transport_makers.make_ram", make_ram_there)
+    return small_tmpfs
+
+
+@pytest.mark.parametrize("rows", ["long", "short"])
+@pytest.mark.parametrize("unlocked", UNLOCKED)
+def test_a_full_ram_directory_is_an_error_that_names_it_and_the_destination_can_still_say_so(
+    unlocked: str, rows: str, short_of_memory: Path
+) -> None:
+    """To touch such memory through a mapping would be a SIGBUS."""
+    table = [(0, EDGE)] if rows == "long" else [(start, start + PAGE_SIZE) for start in range(0, EDGE, 2 * PAGE_SIZE)]
+    with MAKERS[unlocked]() as pair:
+        memory(pair.source_ram)[:] = 7
+        regions = register(pair, [(0, SIZE)])
+        pair.source.post(writes(table, *regions))
+        error = fails(lambda: pair.destination.receive(0.01), HostMemoryError)
+        assert f"guest memory does not fit into {short_of_memory} (No space left on device)" in str(error)
+        assert pair.source.in_flight() > 0, "what did not land is not confirmed"
+
+        pair.destination.send(b"why")
+        pair.destination.close()
+
+        assert pair.source.receive(PATIENCE) == b"why"
+        fails(lambda: pair.source.flush(PATIENCE), PeerLostError)
+
+
+@pytest.mark.parametrize("locked", ["tcp-locked", "tcp-tls-locked"])
+def test_a_full_ram_directory_cannot_be_locked_and_is_named(locked: str, short_of_memory: Path) -> None:
+    with MAKERS[locked]() as pair, pytest.raises(MemoryLockError, match=f"and in {short_of_memory}, or"):
+        pair.destination.register(RangeTable([(0, SIZE)]))
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A RAM directory with room for 512 KiB."""
+    if os.geteuid() != 0:
+        missing("only root may mount a small tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def sized(path: Path, size: int) -> Path:
+    path.touch()
+    os.truncate(path, size)
+    return path
 
 
 def test_beyond_the_limit_nothing_of_the_call_is_registered(locking: Maker) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -96,13 +97,17 @@ def stub_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Iter
 
 @contextmanager
 def _tcp_pair(
-    in_flight_limit: int, connected: bool, source_tls: TlsFiles | None, destination_tls: TlsFiles | None
+    in_flight_limit: int,
+    connected: bool,
+    source_tls: TlsFiles | None,
+    destination_tls: TlsFiles | None,
+    lock: bool,
 ) -> Iterator[Pair]:
     with closing(make_ram()) as source_ram, closing(make_ram()) as destination_ram:
-        source = TcpEndpoint(
-            source_ram, TcpSettings("source", channels=2, in_flight_limit=in_flight_limit, tls=source_tls)
-        )
-        destination = TcpEndpoint(destination_ram, TcpSettings("destination", channels=3, tls=destination_tls))
+        settings = TcpSettings("source", channels=2, in_flight_limit=in_flight_limit, tls=source_tls, lock=lock)
+        source = TcpEndpoint(source_ram, settings)
+        settings = TcpSettings("destination", channels=3, tls=destination_tls, lock=lock)
+        destination = TcpEndpoint(destination_ram, settings)
         with closing(source), closing(destination):
             offer = destination.offer()
             host, _, port = offer["addresses"][0].rpartition(":")
@@ -115,16 +120,17 @@ def _tcp_pair(
 
 
 @contextmanager
-def tcp_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Iterator[Pair]:
-    with _tcp_pair(in_flight_limit, connected, None, None) as pair:
+def tcp_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True, lock: bool = False) -> Iterator[Pair]:
+    with _tcp_pair(in_flight_limit, connected, None, None, lock) as pair:
         yield pair
 
 
 @contextmanager
-def tls_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True) -> Iterator[Pair]:
+def tls_pair(in_flight_limit: int = 8 * MIB, *, connected: bool = True, lock: bool = False) -> Iterator[Pair]:
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority(Path(folder))
-        with _tcp_pair(in_flight_limit, connected, authority.host("source"), authority.host("destination")) as pair:
+        files = authority.host("source"), authority.host("destination")
+        with _tcp_pair(in_flight_limit, connected, *files, lock) as pair:
             yield pair
 
 
@@ -177,9 +183,18 @@ def _wire() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
         release()
 
 
-MAKERS: dict[str, Maker] = {"stub": stub_pair, "tcp": tcp_pair, "tcp-tls": tls_pair}
+#: `-locked`: as under `rdma-pin-all`, where memory is received straight into the mapping.
+MAKERS: dict[str, Maker] = {
+    "stub": stub_pair,
+    "tcp": tcp_pair,
+    "tcp-tls": tls_pair,
+    "tcp-locked": partial(tcp_pair, lock=True),
+    "tcp-tls-locked": partial(tls_pair, lock=True),
+}
 #: Those whose `register` locks memory: it counts as VmLck (mlock) or VmPin (a device), and against RLIMIT_MEMLOCK.
-LOCKING = ["tcp", "tcp-tls"]
+LOCKING = ["tcp-locked", "tcp-tls-locked"]
+#: Those whose `register` neither locks nor populates.
+UNLOCKED = ["tcp", "tcp-tls"]
 if Path("/sys/class/infiniband/rxe2").exists():  # in a lab machine; tests/lab runs these suites there
     MAKERS["verbs"] = verbs_pair
     LOCKING.append("verbs")

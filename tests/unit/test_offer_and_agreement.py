@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from config.capabilities import SUPPORTED, read_options
 from config.errors import MessageError, RefusedError
-from workers.pairing.agreement import agree, refuse_beyond_limits
+from workers.pairing.agreement import agree, pins_certainly, refuse_beyond_limits
 from workers.pairing.offer import MAX_OFFER, MAX_REASON, Offer, blocks_of, decode, encode
 from workers.ram import RamBlock
 from workers.registration.choose import LEAST_LOCKABLE
@@ -206,8 +206,8 @@ def test_pin_all_locks_what_is_touched_on_both_hosts(side: int) -> None:
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("budget", [0, 256 * MIB])
-def test_dynamic_needs_no_more_than_a_window_whatever_its_budget(side: int, budget: int) -> None:
-    offers = pair(parameters={"pin-budget": budget}, memlock=LEAST_LOCKABLE)
+def test_over_rdma_dynamic_needs_no_more_than_a_window_whatever_its_budget(side: int, budget: int) -> None:
+    offers = pair(parameters={"pin-budget": budget}, memlock=LEAST_LOCKABLE, transports=verbs())
     assert agree(*offers).notes == ()
     offers[side] = offers[side].model_copy(update={"memlock": LEAST_LOCKABLE - 4096})
     reason, message = refusal(offers)
@@ -215,11 +215,35 @@ def test_dynamic_needs_no_more_than_a_window_whatever_its_budget(side: int, budg
     assert "rdma-pin-all" not in message
 
 
+@pytest.mark.parametrize("budget", [0, 256 * MIB])
+def test_over_tcp_nothing_is_locked_unless_all_is(budget: int) -> None:
+    assert agree(*pair(parameters={"pin-budget": budget}, memlock=0)).transport == "tcp"
+    reason, message = refusal(pair({"rdma-pin-all": True}, memlock=0))
+    assert (reason, "512MiB are missing" in message) == ("memory-lock", True)
+
+
+def test_what_tcp_needs_is_judged_where_the_better_transport_is_passed_over() -> None:
+    source, destination = pair(memlock=0)
+    source = source.model_copy(update={"transports": verbs()})
+    assert agree(source, destination).transport == "tcp"
+    both = [each.model_copy(update={"transports": verbs()}) for each in (source, destination)]
+    assert refusal(both)[0] == "memory-lock"
+
+
+@pytest.mark.parametrize(("kinds", "certain"), [(["verbs"], True), (["verbs", "tcp"], False), (["tcp"], False)])
+def test_a_destination_refuses_by_its_limit_at_once_only_if_tcp_is_out_of_the_question(
+    kinds: list[str], certain: bool
+) -> None:
+    source, _ = pair()
+    source = source.model_copy(update={"transports": {kind: verbs()[kind] for kind in kinds}})
+    assert pins_certainly(source) is certain
+
+
 def test_demand_paging_needs_nothing_locked_but_room_all_the_same() -> None:
-    source, _ = pair({"on-demand-paging": True})
-    refuse_beyond_limits(source, "beta", LockLimits(0, 512 * MIB, GIB), exists=False)
+    source, destination = over(verbs(), verbs(), capabilities={"on-demand-paging": True}, memlock=0)
+    assert agree(source, destination).transport == "verbs"
     with pytest.raises(RefusedError, match="1GiB are needed: 1MiB are missing") as caught:
-        refuse_beyond_limits(source, "beta", LockLimits(0, None, GIB - MIB), exists=False)
+        refuse_beyond_limits(source, "beta", LockLimits(0, None, GIB - MIB), exists=False, pinned=False)
     assert caught.value.reason == "host-memory"
 
 

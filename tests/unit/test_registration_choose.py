@@ -13,7 +13,9 @@ from workers.registration.choose import Choice, Facts, choose
 
 MIB, GIB = 1 << 20, 1 << 30
 #: A guest of 4 GiB, half of it used, between hosts that lock as they like; the task set nothing.
-FREE = Facts(4 * GIB, 2 * GIB, None, None, pin_all=False, pin_budget=0)
+FREE = Facts(4 * GIB, 2 * GIB, None, None, pin_all=False, pin_budget=0, locks=True)
+#: The same where registering locks nothing: over tcp, or with devices that fault memory in.
+UNLOCKED = replace(FREE, locks=False)
 
 limit = st.none() | st.integers(0, 1 << 45)
 any_facts = st.builds(
@@ -24,6 +26,7 @@ any_facts = st.builds(
     destination_limit=limit,
     pin_all=st.just(False),
     pin_budget=st.just(0) | st.integers(64 * MIB, 1 << 46),
+    locks=st.just(True),
 )
 
 
@@ -103,6 +106,28 @@ def test_the_usual_limit_of_8_mib_is_enough_and_less_than_5_is_not() -> None:
     assert said.startswith("the source host may lock 5242879 bytes, and moving a guest takes 5242880")
     assert "LimitMEMLOCK" in said
     assert refused(replace(FREE, destination_limit=0, pin_budget=GIB)).startswith("the destination host")
+
+
+def test_where_nothing_is_locked_no_limit_binds() -> None:
+    choice = choose(replace(UNLOCKED, source_limit=0, destination_limit=4096))
+    assert (choice.policy, choice.window, choice.recommended) == ("dynamic", 0, "dynamic")
+    assert choice.reason == "registering locks nothing here, so no limit binds; the guest has 4096 MiB"
+
+
+def test_where_nothing_is_locked_a_budget_bounds_what_is_registered_all_the_same() -> None:
+    choice = choose(replace(UNLOCKED, pin_budget=GIB, source_limit=0))
+    assert (choice.policy, choice.window) == ("windowed", GIB), "no limit lowers it, and no queue is locked beside it"
+    assert choice.reason == "pin-budget is 1024 MiB; registered memory is not locked here"
+    assert choice.recommended == "dynamic"
+
+
+def test_pin_all_locks_wherever_it_is_asked_for_so_limits_bind_it_and_it_is_told_that_nothing_needs_it() -> None:
+    choice = choose(replace(UNLOCKED, pin_all=True))
+    assert (choice.policy, choice.to_json()["recommended"]) == (
+        "pin-all",
+        "dynamic: no device needs memory locked here",
+    )
+    refused(replace(UNLOCKED, pin_all=True, source_limit=5 * MIB - 1))
 
 
 @given(any_facts)

@@ -46,6 +46,7 @@ REASONS = (
     "capability",
     "engine",
     "host",
+    "host-memory",
     "internal",
     "invalid-message",
     "invalid-request",

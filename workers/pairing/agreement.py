@@ -60,17 +60,18 @@ class Agreement:
 def agree(source: Offer, destination: Offer) -> Agreement:
     """The one way in which both can move the guest. Raises RefusedError whose reason is the rule that refused.
 
-    Rules, first to last: `request-differs`, `engine`, `page-size`, `ram-blocks`, `capability`, `memory-lock`,
-    `memory-cgroup`, `host-memory`, `transport`, `on-demand-paging`.
+    Rules, first to last: `request-differs`, `engine`, `page-size`, `ram-blocks`, `capability`, `transport`,
+    `memory-lock`, `memory-cgroup`, `host-memory`, `on-demand-paging`.
     """
     _same_request(source, destination)
     able = [engine for engine in source.engines if engine in destination.engines]
     engine = choose(source.parameters.get("engine", "auto"), able, source.not_from_outside)
     _same_memory(source, destination)
     capabilities, notes = _capabilities(source, destination)
-    refuse_beyond_limits(source, source.host, source.limits, exists=True)
-    refuse_beyond_limits(source, destination.host, destination.limits, exists=False)
     transport, passed_over = _transport(source, destination)
+    pinned = pins(transport, capabilities)
+    refuse_beyond_limits(source, source.host, source.limits, exists=True, pinned=pinned)
+    refuse_beyond_limits(source, destination.host, destination.limits, exists=False, pinned=pinned)
     if capabilities.get("on-demand-paging"):
         _paged(source, destination, transport, passed_over)
     channels, chunk_size, lowered = _sizes(source, destination, transport)
@@ -83,13 +84,25 @@ def agree(source: Offer, destination: Offer) -> Agreement:
     return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *mtu, *lowered), engine)
 
 
-def refuse_beyond_limits(source: Offer, host: str, limits: LockLimits, *, exists: bool) -> None:
+def pins(transport: str, capabilities: Mapping[str, bool]) -> bool:
+    """Whether what is registered over `transport` is locked without anybody asking: a device pins it, that cannot fault
+    it in. Over tcp only `rdma-pin-all` locks memory.
+    """
+    return transport != "tcp" and not capabilities.get("on-demand-paging")
+
+
+def pins_certainly(source: Offer) -> bool:
+    """The same, from what the source offers alone: while tcp is among it, the destination may yet have nothing else."""
+    return bool(source.transports) and all(pins(kind, source.capabilities) for kind in source.transports)
+
+
+def refuse_beyond_limits(source: Offer, host: str, limits: LockLimits, *, exists: bool, pinned: bool) -> None:
     """Refuse when `host` cannot lock, or hold, what the source asks for; the message has the number that is missing.
 
-    `exists`: the guest's memory is populated there, as it is at the source. Raises RefusedError: `memory-lock`,
-    `memory-cgroup`, `host-memory`.
+    `exists`: the guest's memory is populated there, as it is at the source. `pinned`: what is registered is locked even
+    without `rdma-pin-all`, see `pins`. Raises RefusedError: `memory-lock`, `memory-cgroup`, `host-memory`.
     """
-    to_lock, otherwise = _to_lock(source)
+    to_lock, otherwise = _to_lock(source, pinned)
     _enough(to_lock, limits.memlock, "memory-lock", f"{host} may lock", f"raise LimitMEMLOCK of its workers{otherwise}")
     if exists:
         return
@@ -99,16 +112,14 @@ def refuse_beyond_limits(source: Offer, host: str, limits: LockLimits, *, exists
     _enough(source.memory, limits.available, "host-memory", f"{host} can take up", "make room there, or go elsewhere")
 
 
-def _to_lock(source: Offer) -> tuple[int, str]:
+def _to_lock(source: Offer, pinned: bool) -> tuple[int, str]:
     """Bytes that must be lockable at a time on either side, and what to ask for where they are not.
 
     Neither `dynamic` nor `pin-budget` needs more than a window: where less may be locked, the window is smaller.
     """
-    if source.capabilities.get("on-demand-paging"):
-        return 0, ""
     if source.capabilities.get("rdma-pin-all"):
         return max(LEAST_LOCKABLE, source.touched), ", or set rdma-pin-all off"
-    return LEAST_LOCKABLE, ""
+    return LEAST_LOCKABLE if pinned else 0, ""
 
 
 def _enough(needed: int, there: int | None, rule: str, have: str, remedy: str) -> None:

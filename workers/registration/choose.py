@@ -1,5 +1,7 @@
 """What can be locked, what the task set → one registration policy with its reason, and what the facts favour. Pure.
 
+Where registering locks nothing (tcp; devices that fault memory in) no limit binds but under `rdma-pin-all`: dynamic.
+
 What the task set wins: `rdma-pin-all` on is pin-all, `pin-budget` is windowed. Else dynamic where all of the guest's
 memory may be locked on both hosts, windowed within what may be locked where not. Pin-all is never taken by itself, for
 `rdma-pin-all` is off then; it is only recommended.
@@ -42,6 +44,8 @@ class Facts:
     #: What the task set; no budget is 0.
     pin_all: bool
     pin_budget: int
+    #: Whether registering locks memory though nobody asked for it: a device pins it.
+    locks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,9 @@ def choose(facts: Facts) -> Choice:
     lockable = _lockable(facts)
     enough = lockable is None or lockable >= facts.memory
     if facts.pin_all:
-        if enough and not _short(facts):
+        if not facts.locks:
+            favoured = "dynamic", "no device needs memory locked here"
+        elif enough and not _short(facts):
             low, high = (facts.touched / _MIB * cold for cold in _COLD)
             favoured = (
                 "dynamic",
@@ -77,13 +83,19 @@ def choose(facts: Facts) -> Choice:
             favoured = _favoured(facts, enough)
         return Choice("pin-all", 0, "rdma-pin-all is on", *favoured)
     if facts.pin_budget:
-        budget = facts.pin_budget - _QUEUES  # what is locked in all stays within what was asked for
+        # What is locked in all, the device's queues too, stays within what was asked for.
+        budget = facts.pin_budget - _QUEUES if facts.locks else facts.pin_budget
         window = budget if lockable is None else min(budget, lockable)
         reason = f"pin-budget is {_size(facts.pin_budget)}"
         if window < budget:
             reason += f", of which {_size(window)} can be locked"
+        if not facts.locks:
+            reason += "; registered memory is not locked here"
         favoured = _favoured(facts, enough) if window < facts.touched else ("windowed", reason)
         return Choice("windowed", window, reason, *favoured)
+    if not facts.locks:
+        reason = f"registering locks nothing here, so no limit binds; the guest has {_size(facts.memory)}"
+        return Choice("dynamic", 0, reason, "dynamic", reason)
     if enough:
         limit = "without a limit" if lockable is None else f"up to {_size(lockable)}"
         reason = f"both hosts may lock memory {limit}, the guest has {_size(facts.memory)}"
@@ -97,6 +109,8 @@ def choose(facts: Facts) -> Choice:
 
 
 def _favoured(facts: Facts, enough: bool) -> tuple[str, str]:
+    if not facts.locks:
+        return "dynamic", "registering locks nothing here, so there is nothing to limit"
     if not enough:
         return "windowed", f"not all of the guest's {_size(facts.memory)} may be locked"
     if _short(facts):
@@ -111,7 +125,9 @@ def _short(facts: Facts) -> bool:
 
 
 def _lockable(facts: Facts) -> int | None:
-    """What guest memory may be locked on both sides; None without a limit."""
+    """What guest memory may be locked on both sides; None without a limit, or where none is locked."""
+    if not (facts.locks or facts.pin_all):
+        return None
     limits = [limit for limit in (facts.source_limit, facts.destination_limit) if limit is not None]
     if not limits:
         return None

@@ -1,7 +1,8 @@
 """What every registration policy does on the source: turn ranges to be sent into writes that may be posted.
 
-Registering a range means: the destination populates and locks it and answers with a remote key; the source locks its
-own side. A policy decides *when* that happens. Untouched and zero memory is never handed to a policy.
+Registering a range means: the destination makes it a region and answers with a remote key; the source does its own
+side. Over verbs, and under pin-all over tcp, that populates and locks it; else, over tcp, it is bookkeeping. A policy
+decides *when* that happens. Untouched and zero memory is never handed to a policy.
 """
 
 from __future__ import annotations

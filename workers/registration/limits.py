@@ -19,8 +19,9 @@ _NO_LIMIT = 1 << 62
 class LockLimits:
     """Head room in bytes; None: nothing binds, or nobody knows.
 
-    `memlock` binds what is locked on either side. `cgroup` and `available` bind memory that is yet to be populated:
-    the destination's, and not that of a guest that exists.
+    `memlock` binds what is locked on either side: over RDMA what is registered, over tcp only under `rdma-pin-all`.
+    `cgroup` and `available` bind memory that is yet to be populated: the destination's, and not that of a guest that
+    exists.
     """
 
     memlock: int | None = None

@@ -1,4 +1,4 @@
-"""Registering on both sides: asks the destination, locks the source's own side, remembers what may be written where."""
+"""Registering on both sides: asks the destination, does the source's own side, remembers what may be written where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.ranges import RangeTable, ascending
 from workers.transports.contract import Endpoint, RemoteRegion, Writes
 
 #: What is registered is rounded out to this many bytes: scattered pages share a region instead of costing one each
-#: (0.2 ms per region on soft-RoCE), and at most this much untouched memory is locked at each edge.
+#: (0.2 ms per region on soft-RoCE), and at most this much untouched memory is registered at each edge.
 GRANULE = 64 << 10
 
 _START, _END, _ADDRESS, _KEY = range(4)
@@ -45,7 +45,7 @@ class Registrar:
         self._regions = np.zeros((64, 4), np.uint64)
         self._unused: list[int] = list(range(63, 0, -1))
         self._mine: dict[int, RemoteRegion] = {}
-        #: Bytes registered on both sides.
+        #: Bytes registered on both sides; whether they are locked as well is the transport's concern.
         self.registered = 0
         #: The same, and what was asked for.
         self.held = 0
@@ -71,7 +71,7 @@ class Registrar:
         self.held += ranges.size
 
     def settle(self) -> None:
-        """Lock the source's side of the oldest request, while the destination is at its own, and take its answer."""
+        """Do the source's side of the oldest request, while the destination is at its own, and take its answer."""
         began = self._clock()
         ranges, numbers = self._asked.popleft()
         self._mine.update(zip(numbers, self._endpoint.register(ranges), strict=True))
@@ -111,8 +111,8 @@ class Registrar:
         return int(self._regions[number, _END] - self._regions[number, _START])
 
     def footprint(self, ranges: RangeTable) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The granules of `ranges`, and the bytes that are locked for the sake of each: the whole region that it is the
-        first here to lie in, the granule itself where nothing is registered, else nothing. Two arrays of one shape.
+        """The granules of `ranges`, and the bytes that are registered for the sake of each: the whole region that it is
+        the first here to lie in, the granule itself where nothing is registered, else nothing. Two arrays of one shape.
         """
         granules = ranges.pages(GRANULE)
         region = self._region_of[granules]

@@ -1,4 +1,5 @@
-"""`pin-budget`: registered ahead as `dynamic` does, but never more than a budget on either side.
+"""`pin-budget`: registered ahead as `dynamic` does, but never more than a budget on either side. Over tcp none of it is
+locked: the budget still bounds what the source may write to at a time, and costs its round trips.
 
 What was not written to for the longest time goes first. QEMU has a place for this in its code and never fills it
 (migration/rdma.c, `unregistrations`): whatever it registered stays locked until the migration ends.

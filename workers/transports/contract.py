@@ -5,7 +5,7 @@ The life of a pair of endpoints, the same on every kind:
     destination = open_tcp(ram, …)                source = open_tcp(ram, …)
     destination.offer() ────── pairing ────────►  source.connect(offer)
     destination.connect(offer) ◄── pairing ─────  source.offer()
-    destination.register(ranges) → regions        source.register(ranges)        (locks memory; cost is real)
+    destination.register(ranges) → regions        source.register(ranges)        (a device pins them: a real cost)
     ────── regions, in a control message ──────►  source.post(writes); source.flush()
     destination.receive() ◄── control messages ─► source.send(…)
 
@@ -89,15 +89,16 @@ class Endpoint(Protocol):
         ...
 
     def register(self, ranges: RangeTable) -> list[RemoteRegion]:
-        """Populate and lock these ranges, one region each, in order; at the destination the peer may then write them.
+        """Make these ranges regions, one each, in order; at the destination the peer may then write them.
 
-        Ranges that overlap an existing region are the caller's mistake. Raises MemoryLockError; then nothing of this
-        call stays registered.
+        verbs populates and pins them, for the device reaches them by their physical addresses; tcp populates and locks
+        them only under `rdma-pin-all`, and else notes them. Ranges that overlap an existing region are the caller's
+        mistake. Raises MemoryLockError; then nothing of this call stays registered.
         """
         ...
 
     def deregister(self, regions: list[RemoteRegion]) -> None:
-        """Unlock these regions and forget their keys. Never called while writes to them are in flight."""
+        """Forget the keys of these regions, unlock what was locked. Never called while writes to them are in flight."""
         ...
 
     def post(self, writes: Writes) -> None:

@@ -1,4 +1,4 @@
-"""Guest memory populated and locked in this process (mlock): what registering costs where no device pins the pages."""
+"""Guest memory populated and locked in this process (mlock): `rdma-pin-all` where no device pins the pages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MemoryLock:
                 still_wanted()
                 done.append(piece)
                 if _libc.mlock(self._ram.address + piece.start, piece.size):
-                    raise _too_small(asked, ctypes.get_errno())
+                    raise _too_small(asked, ctypes.get_errno(), self._ram.places)
         except BaseException:
             self._unlock(done)
             raise
@@ -77,7 +77,7 @@ def _pieces(ranges: Iterable[PageRange]) -> Iterator[PageRange]:
             yield PageRange(start, min(start + _STEP, found.end))
 
 
-def _too_small(asked: int, errno: int = 0) -> MemoryLockError:
+def _too_small(asked: int, errno: int = 0, places: str = "") -> MemoryLockError:
     limit, held = lock_limit(), locked_memory()
     if limit is not None and held + asked > limit:
         return MemoryLockError(
@@ -86,5 +86,5 @@ def _too_small(asked: int, errno: int = 0) -> MemoryLockError:
         )
     return MemoryLockError(
         f"{asked} bytes of guest memory cannot be locked ({os.strerror(errno)}) though the limit would allow it, with "
-        f"{held} bytes held: free memory on this host, or raise vm.max_map_count"
+        f"{held} bytes held: free memory on this host and in {places}, or raise vm.max_map_count"
     )

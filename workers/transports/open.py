@@ -50,7 +50,7 @@ def open_endpoints(
                 unavailable["verbs"] = str(error)
     if asked is not TransportChoice.VERBS:
         try:
-            endpoints["tcp"] = _tcp(side, settings, parameters, ram)
+            endpoints["tcp"] = _tcp(side, settings, capabilities, parameters, ram)
         except BaseException:
             for endpoint in endpoints.values():
                 endpoint.close()
@@ -58,8 +58,17 @@ def open_endpoints(
     return Opened(endpoints, unavailable)
 
 
-def _tcp(side: Side, settings: Settings, parameters: MigrationParameters, ram: Ram) -> Endpoint:
-    return TcpEndpoint(ram, TcpSettings(*_meeting(side, settings), channels=parameters.channels))
+def _tcp(
+    side: Side, settings: Settings, capabilities: Capabilities, parameters: MigrationParameters, ram: Ram
+) -> Endpoint:
+    return TcpEndpoint(
+        ram,
+        TcpSettings(
+            *_meeting(side, settings),
+            channels=parameters.channels,
+            lock=MigrationCapability.RDMA_PIN_ALL in capabilities,
+        ),
+    )
 
 
 def _verbs(

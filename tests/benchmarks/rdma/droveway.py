@@ -23,6 +23,7 @@ from config.settings import load_settings
 from tests.benchmarks.rdma.contestants import MEMORY, PIN_BUDGET, Contestant
 from workers.conversation import Conversation
 from workers.digests import PageDigests, differing, rollup_unit
+from workers.pairing.agreement import pins
 from workers.pairing.contract import Side, Ticket
 from workers.protocol import MessageType
 from workers.ram import BlockFile, Ram, RamBlock
@@ -149,6 +150,7 @@ def _send(
             destination_limit=None,
             pin_all=MigrationCapability.RDMA_PIN_ALL in capabilities,
             pin_budget=parameters.pin_budget,
+            locks=pins(endpoint.kind, capabilities.to_json()),
         )
     )
     registrar = Registrar(talk, endpoint, ram.size, _SECONDS, time.monotonic)

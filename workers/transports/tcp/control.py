@@ -20,7 +20,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from config.errors import DrovewayError, MessageError, PeerError, PeerLostError, RemoteAccessError, SettingsError
+from config.errors import (
+    DrovewayError,
+    HostMemoryError,
+    MessageError,
+    PeerError,
+    PeerLostError,
+    RemoteAccessError,
+    SettingsError,
+)
 from workers.transports.contract import MAX_MESSAGE
 from workers.transports.tcp import frames
 from workers.transports.tcp.frames import Header, Kind
@@ -77,6 +85,8 @@ class Control:
         self._on_failure = on_failure
         self._identity = TlsIdentity(settings.tls) if settings.tls else None
         self._failure: DrovewayError | None = None
+        #: What this host lacks, while the connection stands.
+        self._trouble: DrovewayError | None = None
         self._peer_left = False
         self._closed = False
         self._messages: deque[bytes] = deque()
@@ -150,7 +160,8 @@ class Control:
 
     def send(self, message: bytes) -> None:
         """Put the message on the connection. Raises ValueError when it is too large."""
-        self.check()
+        if self._failure:
+            raise _afresh(self._failure)
         if len(message) > MAX_MESSAGE:
             raise ValueError(f"a control message of {len(message)} bytes: the largest has {MAX_MESSAGE}")
         if self._connection is None:
@@ -160,12 +171,13 @@ class Control:
                 self._connection.send(Header(Kind.MESSAGE, 0, len(message)).encode() + message)
         except OSError as error:
             self.lost(error.strerror or str(error))
-            self.check()
+            assert self._failure is not None
+            raise _afresh(self._failure) from None
 
     def receive(self, timeout: float) -> bytes | None:
         """The next message; those that came before the peer left are still given out."""
         with self.changed:
-            self.changed.wait_for(lambda: self._failure is not None or bool(self._messages), timeout)
+            self.changed.wait_for(lambda: self._is_over() or bool(self._messages), timeout)
             # What the peer said before it left still counts: its last word may be that it has taken the guest.
             if not (self._messages and self._peer_left):
                 self.check()
@@ -200,17 +212,21 @@ class Control:
         return self._failure is not None
 
     def check(self) -> None:
-        """Raise the first failure, once there is one."""
-        if self._failure:
+        """Raise the first failure, once there is one, or what this host lacks."""
+        if self._is_over():
             raise self._reason()
 
+    def _is_over(self) -> bool:
+        return self._failure is not None or self._trouble is not None
+
     def _reason(self) -> DrovewayError:
-        assert self._failure is not None
-        return type(self._failure)(str(self._failure))  # a fresh one, for each raise adds to its traceback
+        reason = self._trouble or self._failure
+        assert reason is not None
+        return _afresh(reason)
 
     def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait, with `changed` held, until `done` or the time is out (False). Raises the failure once there is one."""
-        came = self.changed.wait_for(lambda: self._failure is not None or done(), timeout)
+        came = self.changed.wait_for(lambda: self._is_over() or done(), timeout)
         self.check()
         return came
 
@@ -218,7 +234,7 @@ class Control:
         """Run a task in a thread of its own, which `close` waits for.
 
         Whatever ends it ends the connection too, so that no caller waits for a thread gone: an OSError is a lost peer,
-        a PeerError the peer's fault, of which it is told.
+        a PeerError the peer's fault, of which it is told. Only a HostMemoryError leaves it to the owner to end it.
         """
         thread = threading.Thread(target=self._run, args=(task,), name="droveway-tcp", daemon=True)
         self._threads.append(thread)
@@ -231,10 +247,19 @@ class Control:
             self.fail(error)
         except PeerError as error:
             self.fail(error, tell=str(error))
+        except HostMemoryError as error:
+            self._suffer(error)
         except OSError as error:
             self.lost(error.strerror or str(error))
         finally:
             self.fail(PeerLostError("a thread of the connection ended: see this worker's log for the reason"))
+
+    def _suffer(self, error: DrovewayError) -> None:
+        """Raise `error` to our owner, who can still tell the peer in its own words; until it hangs up, wait."""
+        with self.changed:
+            self._trouble = self._trouble or error
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self._failure is not None)
 
     def fail(self, error: DrovewayError, *, tell: str | None = None, kind: Kind = Kind.FAILED) -> None:
         """Make `error` the failure unless there is one, wake everybody and hang up. Callable from any thread.
@@ -306,6 +331,10 @@ class Control:
             self._connection.close()
         if isinstance(self._meeting, Doorkeeper):
             self._meeting.close()
+
+
+def _afresh(error: DrovewayError) -> DrovewayError:
+    return type(error)(str(error))  # for each raise adds to its traceback
 
 
 def _text(body: bytes) -> str:

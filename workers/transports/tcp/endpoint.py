@@ -35,11 +35,12 @@ class TcpSettings(ControlSettings):
     """How one side takes part.
 
     Shapes: `channels` data connections, 1 to 128 (the smaller of both sides' counts); `in_flight_limit` bytes, at least
-    1 MiB.
+    1 MiB. `lock`: what is registered here is populated and locked, which only `rdma-pin-all` asks for.
     """
 
     channels: int = 2
     in_flight_limit: int = 64 << 20
+    lock: bool = False
 
     def __post_init__(self) -> None:
         """Raises SettingsError."""
@@ -70,7 +71,9 @@ class TcpEndpoint:
         self._ram = ram
         self._settings = settings
         self._regions = Regions()
-        self._locked = MemoryLock(ram)
+        # No device reaches into this memory by itself, so nothing needs it locked; and to populate it all first cost
+        # 2 to 4 s per GiB, one page after the other, before the bulk round could write it.
+        self._locked = MemoryLock(ram) if settings.lock else None
         self._in_flight = 0
         self._channels: list[_Channel] = []
         self._control = Control(settings, self._stop_channels)
@@ -98,25 +101,30 @@ class TcpEndpoint:
 
     def _stream(self, connection: socket.socket) -> Stream:
         if isinstance(connection, ssl.SSLSocket):
-            return TlsStream(connection, self._ram)
-        return PlainStream(connection, self._ram)
+            return TlsStream(connection, self._ram, locked=self._settings.lock)
+        return PlainStream(connection, self._ram, locked=self._settings.lock)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
     def register(self, ranges: RangeTable) -> list[RemoteRegion]:
-        """Populate and mlock; keys are random 32-bit numbers. Raises MemoryLockError, ValueError (no guest memory)."""
+        """Note the ranges under keys, random 32-bit numbers; where `lock` is set, populate and mlock them first.
+
+        Raises MemoryLockError (only with `lock`), ValueError (no guest memory).
+        """
         self._control.check()
         found = list(ranges)
         if found and found[-1].end > self._ram.size:
             raise ValueError(f"{found[-1]} ends beyond the guest's memory of {self._ram.size} bytes")
-        self._locked.add(found, self._control.check)
+        if self._locked:
+            self._locked.add(found, self._control.check)
         return self._regions.add(found)
 
     def deregister(self, regions: list[RemoteRegion]) -> None:
-        """Refuse what still comes for these regions, and munlock them."""
+        """Refuse what still comes for these regions, and munlock what was locked."""
         self._control.check()
         self._regions.remove(regions)
-        self._locked.remove(PageRange(region.start, region.end) for region in regions)
+        if self._locked:
+            self._locked.remove(PageRange(region.start, region.end) for region in regions)
 
     # --- writes, on the source ----------------------------------------------------------------------------------------
 
@@ -208,7 +216,8 @@ class TcpEndpoint:
         self._control.close()
         for channel in self._channels:
             channel.stream.close()
-        self._locked.close()
+        if self._locked:
+            self._locked.close()
 
     def _stop_channels(self) -> None:
         for channel in self._channels:

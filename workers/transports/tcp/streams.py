@@ -1,7 +1,8 @@
 """One connection as the endpoint sees it: whole buffers and whole rows of guest memory, plain or through TLS.
 
 Guest memory is never copied in Python. On a plain connection the kernel gathers and scatters it by addresses that
-numpy computed (sendmsg, recvmsg; sendfile for long rows); through TLS OpenSSL reads and writes it in place.
+numpy computed (sendmsg, recvmsg; sendfile for long rows); through TLS OpenSSL reads it in place, and writes it there
+where it is locked. Memory that is not locked may not exist yet, and its directory may be full; see `_Landing`.
 Sockets block without a time-out; `stop` from another thread ends a blocked call with an OSError, and so do the kernel's
 own timers once the peer has vanished.
 """
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.ram import Ram
-from workers.transports.tcp.frames import Frame
+from workers.transports.tcp.frames import LARGE_ROW, Frame
 
 #: A peer that vanished (host down, cable out) is noticed after about 10 s, idle or not: 5 s until the first probe, then
 #: three at 2 s; sent data may stay unconfirmed as long.
@@ -31,6 +32,8 @@ _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 5, 2, 3
 _USER_TIMEOUT_MS = 10_000
 #: What a TLS write is given at once when rows are small: they are copied together here, since each call makes a record.
 _TLS_GATHER = 256 << 10
+#: What is received at once on its way to a RAM file: small enough to stay in the processor's cache until it is written.
+_BUFFER = 1 << 20
 
 Array = npt.NDArray[np.int64]
 
@@ -63,7 +66,7 @@ class Stream(Connection, Protocol):
         ...
 
     def receive_rows(self, address: Array, length: Array) -> None:
-        """Fill these rows of guest memory, which the caller has checked."""
+        """Fill these rows of guest memory, which the caller has checked. Raises HostMemoryError: it does not fit."""
         ...
 
 
@@ -79,6 +82,36 @@ def set_options(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+
+
+class _Landing:
+    """Rows on their way into RAM files, through one buffer that is used again and again.
+
+    Bulk round of 800 MiB over loopback, digests kept, medians of 6 against the mapping, alternating: 1.06 s against
+    1.16 s, 1.33 s of processor at the destination against 1.41; through TLS 1.88 against 2.06, 2.63 against 2.99. There
+    are no page faults, and no page that is written whole is zeroed first. 256 KiB at a time cost 17 % more processor.
+    A full RAM directory is ENOSPC here; through the mapping it would be a SIGBUS where OpenSSL writes.
+    """
+
+    def __init__(self, ram: Ram, fill: Callable[[memoryview], None]) -> None:
+        """`fill` receives exactly as many bytes as it is given room for."""
+        self._ram = ram
+        self._fill = fill
+        self._buffer = memoryview(bytearray(_BUFFER))
+
+    def receive(self, address: Array, length: Array) -> None:
+        """Fill these rows. Raises HostMemoryError, and what `fill` raises."""
+        rest, held = int(length.sum()), self._buffer[:0]
+        for start, size in zip(address.tolist(), length.tolist(), strict=True):
+            at, end = start, start + size
+            while at < end:
+                if not held:
+                    held = self._buffer[: min(rest, _BUFFER)]
+                    self._fill(held)
+                    rest -= len(held)
+                piece = held[: end - at]
+                self._ram.write(at, piece)
+                at, held = at + len(piece), held[len(piece) :]
 
 
 def _ended() -> ConnectionError:
@@ -125,13 +158,15 @@ class PlainConnection:
     def receive(self, size: int) -> bytes:
         """Exactly `size` bytes."""
         data = bytearray(size)
-        view = memoryview(data)
+        self._fill(memoryview(data))
+        return bytes(data)
+
+    def _fill(self, view: memoryview) -> None:
         while view:
             got = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
             if not got:
                 raise _ended()
             view = view[got:]
-        return bytes(data)
 
     def stop(self, how: int = socket.SHUT_RDWR) -> None:
         """End blocked and later calls."""
@@ -145,9 +180,11 @@ class PlainConnection:
 class PlainStream(PlainConnection):
     """Guest memory over a TCP connection without TLS."""
 
-    def __init__(self, connection: socket.socket, ram: Ram) -> None:
+    def __init__(self, connection: socket.socket, ram: Ram, *, locked: bool = False) -> None:
+        """`locked`: all memory that is received into is locked, so it exists."""
         super().__init__(connection)
         self._ram = ram
+        self._landing = None if locked else _Landing(ram, self._fill)
         self._has_sendfile = True
 
     def send_frame(self, frame: Frame) -> None:
@@ -183,10 +220,20 @@ class PlainStream(PlainConnection):
             self._gather(b"", np.array([start]), np.array([end - start]))
 
     def receive_rows(self, address: Array, length: Array) -> None:
-        """Scattered by one recvmsg, wire to page cache."""
+        """Locked memory and short rows scattered by one recvmsg, wire to page cache; long rows by way of a buffer."""
+        # A write per page would give up the interpreter 256 times a MiB, to wait for whoever digests each time.
+        if self._landing and int(length.min()) >= LARGE_ROW:
+            self._landing.receive(address, length)
+            return
         vectors = np.empty((len(address), 2), np.uint64)
         vectors[:, 0], vectors[:, 1] = address + self._ram.address, length
-        self._transfer(_libc.recvmsg, vectors, socket.MSG_WAITALL)
+        try:
+            self._transfer(_libc.recvmsg, vectors, socket.MSG_WAITALL)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            # What would be a SIGBUS for us is an EFAULT for the kernel: a page of ours that it could not get.
+            raise self._ram.too_small(errno.ENOSPC) from None
 
     def _transfer(self, call: Callable[..., int], vectors: Vectors, flags: int) -> None:
         while len(vectors):
@@ -273,9 +320,11 @@ class TlsConnection:
 class TlsStream(TlsConnection):
     """Guest memory over a TLS connection."""
 
-    def __init__(self, connection: ssl.SSLSocket, ram: Ram) -> None:
+    def __init__(self, connection: ssl.SSLSocket, ram: Ram, *, locked: bool = False) -> None:
+        """`locked`: all memory that is received into is locked, so it exists."""
         super().__init__(connection)
         self._ram = ram
+        self._landing = None if locked else _Landing(ram, self._fill)
 
     def send_frame(self, frame: Frame) -> None:
         """Long rows straight from guest memory; short ones are put together first."""
@@ -296,7 +345,10 @@ class TlsStream(TlsConnection):
         self.send(b"".join(gathered))
 
     def receive_rows(self, address: Array, length: Array) -> None:
-        """Decrypted straight into guest memory."""
+        """Decrypted straight into locked memory; else by way of a buffer."""
+        if self._landing:
+            self._landing.receive(address, length)
+            return
         for row in _views(self._ram, address, length):
             self._fill(row)
 
