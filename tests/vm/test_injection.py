@@ -79,7 +79,7 @@ def test_signals_that_come_meanwhile_harm_nothing(target: QemuGuest) -> None:
     done = threading.Event()
 
     def signals() -> None:
-        while not done.wait(0.002):  # a main loop that never came to wait would be called stuck
+        while not done.wait(0.005):  # a main loop that never came to wait would be called stuck
             os.kill(target.pid, signal.SIGWINCH)
             os.kill(target.pid, signal.SIGCONT)
 

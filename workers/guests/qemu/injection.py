@@ -38,7 +38,10 @@ _SYSCALL_INSTRUCTION = b"\x0f\x05"
 #: poll and ppoll, which leave a note of nothing with each descriptor. epoll's list would be taken for full.
 _WAITS_FOR_DESCRIPTORS = frozenset({7, 271})
 #: Seconds in which a main loop that is not stuck comes to wait.
-_IDLE_SECONDS = 5.0
+_IDLE_SECONDS = 10.0
+#: Seconds between two looks, doubled each time: one that is behind with its work, or waits for QEMU's big lock, would
+#: come to an end no sooner for being stopped every millisecond (on a loaded host it was so held up for 5 s).
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.064
 _USERFAULTFD, _CLOSE, _PIDFD_GETFD = 323, 3, 438
 _USER_MODE_ONLY = 1
 
@@ -193,11 +196,13 @@ def _stopped(pid: int) -> Iterator[_Stopped]:
 
 def _stop_where_it_waits(thread: _Stopped, pid: int) -> None:
     deadline = time.monotonic() + _IDLE_SECONDS
+    pause = _FIRST_PAUSE
     while not thread.stop():
         if time.monotonic() > deadline:  # said while it stands still, or it could not be let go of
             raise HostError(f"the main thread of process {pid} was never idle for {_IDLE_SECONDS:g} s: is it stuck?")
         thread.go_on()
-        time.sleep(0.001)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _ptrace(request: int, pid: int, data: int = 0) -> None:
