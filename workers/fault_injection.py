@@ -3,12 +3,15 @@
     drop-final-dirty      the tracker forgets what was written last: the guest's own check must then see it
     damage-state          a byte of the guest's device state is turned round on its way
     no-drain              pages are copied while a disk may still write to them: the guest must see it too
+    stop-to-drain         QEMU's empty transaction is taken for one that does not drain
     stop-at=POINT         the mover stops itself (SIGSTOP) when it reaches POINT, so that a test can kill whom it likes
-    file=PATH             read one of the above from PATH, anew for every mover
+    file=PATH             read the above from PATH, anew for every mover
 
-Points are `SIDE.PHASE` (entering it), `SIDE.connecting` (both offers known), `SIDE.sending` (after the first batch of a
-round; with engine=qemu while QEMU sends), `source.device` (with engine=qemu: QEMU was told to switch over),
-`SIDE.ACTION` (before an action of the handover's table) and `SIDE.STATE` (after the step into it).
+Several are parted by spaces. Points are `SIDE.PHASE` (entering it), `SIDE.connecting` (both offers known),
+`SIDE.sending` (after the first batch of a round; with engine=qemu while QEMU sends), `source.device` (with engine=qemu:
+QEMU was told to switch over), `source.protecting` (the guest is stopped while its disks are drained), `source.saved`
+(its device state has gone out), `SIDE.ACTION` (before an action of the handover's table) and `SIDE.STATE` (after the
+step into it).
 """
 
 from __future__ import annotations
@@ -28,34 +31,39 @@ def arm() -> None:
 
 
 @cache
-def _asked() -> str:
+def _asked() -> frozenset[str]:
     if not _armed:
-        return ""
+        return frozenset()
     fault = os.environ.get("DROVEWAY_FAULT", "")
     if fault.startswith("file="):
         path = Path(fault.removeprefix("file="))
-        return path.read_text().strip() if path.exists() else ""
-    return fault
+        fault = path.read_text() if path.exists() else ""
+    return frozenset(fault.split())
 
 
 def drops_final_dirty() -> bool:
     """Whether the tracker is to forget what was written last."""
-    return _asked() == "drop-final-dirty"
+    return "drop-final-dirty" in _asked()
 
 
 def damages_state() -> bool:
     """Whether the device state is to arrive damaged."""
-    return _asked() == "damage-state"
+    return "damage-state" in _asked()
 
 
 def leaves_out_drain() -> bool:
     """Whether disks are not to be waited for between protecting a page and copying it."""
-    return _asked() == "no-drain"
+    return "no-drain" in _asked()
+
+
+def stops_to_drain() -> bool:
+    """Whether disks are to be drained by stopping the guest, as where nothing else can be relied upon."""
+    return "stop-to-drain" in _asked()
 
 
 def point(name: str) -> None:
     """Stop here if a test asked for it; the first time only, so that whoever is continued goes on to the end."""
-    if _asked() == f"stop-at={name}":
+    if f"stop-at={name}" in _asked():
         _stop()
 
 

@@ -280,6 +280,7 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
             final = transfer.send(len(ending.rounds), "final", rest)
             talk.say(MessageType.DIGESTS, blob=_check(source))
             state.save()
+            point("source.saved")
             handover.await_ready(state.completed)
             handover.await_taken()
     _report(migration, final, None, None, 0.0)

@@ -57,7 +57,12 @@ class HarmedFleet:
         self.fault = self.redis.directory / "fault"
         self.fleet = LocalFleet(
             settings,
-            overrides={"worker.lease": 2, "worker.reconcile_interval": 1, "worker.poll_interval": 0.2},
+            overrides={
+                "worker.lease": 2,
+                "worker.reconcile_interval": 1,
+                "worker.poll_interval": 0.2,
+                "worker.pairing_timeout": 30,
+            },
             environment={"DROVEWAY_FAULT": f"file={self.fault}"},
         )
 
@@ -181,11 +186,11 @@ class HarmedFleet:
     # --- the verdict --------------------------------------------------------------------------------------------------
 
     def copies(self, guest: str) -> dict[str, Guest]:
-        """By host, the copies whose process lives."""
+        """By host, the copies whose process lives, whether they answer or not."""
         found = {}
         for host in (self.alpha, self.beta):
             for each in host.guests.list():
-                if each.name == guest and each.status is not None:
+                if each.name == guest and each.pid is not None:
                     found[host.name] = host.guests.open(guest)
         return found
 
@@ -213,12 +218,13 @@ class HarmedFleet:
         return self.fleet.hosts[name]
 
     def assert_nothing_left(self) -> None:
-        """No attempt, no copy, no slot, no reservation; all workers alive."""
+        """No attempt, no copy, no QEMU, no slot, no reservation; all workers alive."""
         for host in (self.alpha, self.beta):
             until(f"{host.name} to let go of its attempts", lambda host=host: not host.attempts())
             assert [each.name for each in host.guests.list()] == []
             assert all(host.running(side) for side in Side)
             assert list(host.ram_dir.iterdir()) == []
+            assert not _machines_in(host.ram_dir), f"QEMU still runs with memory of {host.name}"
         until("all slots to be free", self._all_free)
 
     def _all_free(self) -> bool:
@@ -226,6 +232,17 @@ class HarmedFleet:
             hosts = ledger.fleet().hosts.values()
             return len(hosts) == 2 and all(not host.reserved and not any(host.busy.values()) for host in hosts)
         return False
+
+
+def _machines_in(directory: Path) -> list[int]:
+    """Processes of QEMU that were told of something in there, also such as no directory knows of."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = each.read_bytes().split(b"\0")
+            if b"qemu-system" in words[0] and any(os.fsencode(directory) in word for word in words):
+                found.append(int(each.parent.name))
+    return found
 
 
 def _pid(attempt: Attempt) -> int | None:

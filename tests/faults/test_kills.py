@@ -25,6 +25,7 @@ BEFORE_GIVEN = [
     "source.downtime",
     "source.stop",
     "source.paused",
+    "source.saved",
     "source.journal-given",
     "destination.pairing",
     "destination.rounds",

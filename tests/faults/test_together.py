@@ -72,6 +72,20 @@ def test_a_cancel_before_the_guest_is_given_leaves_it_where_it_is(fleet: HarmedF
     fleet.assert_runs_once(guest, "alpha")
 
 
+def test_what_somebody_else_paused_meanwhile_is_not_resumed_by_a_cancel(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="source.sending")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    paused = fleet.alpha.guests.open(guest)
+    paused.stop()
+    fleet.cancel(migration)
+    until("the supervisor's SIGTERM", lambda: asked_to_end(pid))
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "cancelled"
+    assert paused.status() is RunState.PAUSED
+    paused.cont()
+    fleet.assert_runs_once(guest, "alpha")
+
+
 def test_a_cancel_does_not_wait_for_a_destination_that_hangs(fleet: HarmedFleet) -> None:
     guest, migration = fleet.begin(point="destination.rounds")
     _, pid = fleet.held(Side.DESTINATION, migration)

@@ -187,7 +187,7 @@ def done(world: World, side: Side, action: Action) -> World:
     match action:
         case Action.STOP:
             return put(world, side, copy=Copy.PAUSED) if host.copy is Copy.RUNNING else world
-        case Action.CONT:
+        case Action.CONT | Action.RESUME:  # here nobody else pauses the guest
             return cont(world, side)
         case Action.DROP:
             return world if host.copy is Copy.LOST else put(world, side, copy=Copy.DROPPED)

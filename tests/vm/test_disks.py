@@ -52,6 +52,15 @@ def test_what_a_slow_disk_reads_is_waited_for_before_it_is_copied(vms: VmFleet, 
         assert machine.end().clean
 
 
+@pytest.mark.parametrize("vms", [{"DROVEWAY_FAULT": "stop-to-drain"}], indirect=True)
+def test_where_only_a_stop_drains_it_is_waited_for_as_well(vms: VmFleet, tmp_path: Path) -> None:
+    with slow_reads(tmp_path, SLOW_RATE) as slow, working_machine(vms, SLOW, tmp_path) as machine:
+        for _ in range(3):
+            slow.hold(machine.guest.pid)
+            machine.move(parameters=MANY_ROUNDS)
+        assert machine.end().clean
+
+
 @pytest.mark.parametrize("vms", [{"DROVEWAY_FAULT": "no-drain"}], indirect=True)
 def test_without_that_wait_the_memory_is_corrupted_and_the_witness_sees_it(vms: VmFleet, tmp_path: Path) -> None:
     with slow_reads(tmp_path, SLOW_RATE) as slow, working_machine(vms, SLOW, tmp_path) as machine:

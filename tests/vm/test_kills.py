@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -20,8 +21,9 @@ from tests.faults.harmed_fleet import HarmedFleet, let_go_on
 from tests.faults.test_kills import BEFORE_GIVEN, FROM_GIVEN, side_of
 from tests.redis_server import find_server
 from tests.until import until
+from tests.vm.disk_image import make_disk
 from tests.vm.machine import await_ticks, said, vm_spec
-from workers.guests.contract import Guest
+from workers.guests.contract import Guest, RunState
 from workers.guests.qemu.command import Places
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
@@ -84,7 +86,14 @@ def nothing_left(fleet: HarmedVms) -> Iterator[None]:
     fleet.assert_nothing_left()
 
 
-SHOWN = ("source.survey", "source.paused", "destination.journal-ready", "source.given", "destination.cont")
+SHOWN = (
+    "source.survey",
+    "source.paused",
+    "source.saved",
+    "destination.journal-ready",
+    "source.given",
+    "destination.cont",
+)
 
 
 def every(points: Sequence[str], shown: Sequence[str] = SHOWN) -> list[Any]:
@@ -108,6 +117,20 @@ def test_the_mover_is_killed_once_the_machine_is_given(fleet: HarmedVms, point: 
     os.kill(pid, signal.SIGKILL)
     assert fleet.settled(migration).state == "completed"
     fleet.assert_runs_once(guest, "beta")
+
+
+def test_a_machine_that_is_stopped_so_that_its_disk_drains_runs_on_when_the_mover_dies(
+    fleet: HarmedVms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = {"path": str(make_disk(tmp_path / "disk.raw"))}
+    monkeypatch.setattr(HarmedVms, "shape", {"disks": [disk]})
+    fleet.fault.write_text("stop-to-drain stop-at=source.protecting")
+    guest, migration = fleet.begin(keep_fault=True)
+    _, pid = fleet.held(Side.SOURCE, migration)
+    assert fleet.alpha.guests.open(guest).status() is RunState.PAUSED
+    os.kill(pid, signal.SIGKILL)
+    assert fleet.settled(migration).state == "failed"
+    fleet.assert_runs_once(guest, "alpha")
 
 
 @pytest.mark.parametrize("point", every(UNTIL_TAKEN, ["source.paused"]))

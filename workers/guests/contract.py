@@ -95,6 +95,11 @@ class Guest(Protocol):
         """All that keeps it from leaving this host, looked for anew; the guest is not touched."""
         ...
 
+    @property
+    def stopped_here(self) -> bool:
+        """Whether this handle paused the guest, or began to, and has not resumed it; others may pause it as well."""
+        ...
+
     def stop(self) -> None:
         """Pause: when this returns, no guest instruction writes memory until `cont`. Harmless when already paused."""
         ...

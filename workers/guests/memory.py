@@ -64,6 +64,7 @@ class MemoryGuest:
             ) from None
         self.name = self.spec.name
         self._process = ProcessIdentity.read(directory / "pid")
+        self.stopped_here = False
 
     @property
     def pid(self) -> int:
@@ -94,11 +95,13 @@ class MemoryGuest:
 
     def stop(self) -> None:
         """Pause: when this returns, no guest instruction writes memory until `cont`. Harmless when already paused."""
+        self.stopped_here = True  # also if the answer is lost
         self._ask("stop")
 
     def cont(self) -> None:
         """Resume. Harmless when already running."""
         self._ask("cont")
+        self.stopped_here = False
 
     def protect(self, protecting: Callable[[], _T]) -> _T:
         """Nothing to wait for: this guest has no devices that write to its memory."""

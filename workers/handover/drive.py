@@ -246,6 +246,11 @@ class Handover:
             with contextlib.suppress(HostError):  # it runs, which is what counts; the network learns by its next packet
                 guest.announce()
 
+    def resume(self) -> None:
+        """Resume the guest if this attempt paused it, or was about to."""
+        if self._the_guest().stopped_here:
+            self.cont()
+
     def drop(self) -> None:
         """End this side's copy; there may be none."""
         if self.guest is not None:
@@ -279,6 +284,7 @@ class Handover:
 _ACTIONS: Mapping[Action, Callable[[Handover], None]] = {
     Action.STOP: Handover.stop,
     Action.CONT: Handover.cont,
+    Action.RESUME: Handover.resume,
     Action.DROP: Handover.drop,
     Action.JOURNAL_TAKEN_BACK: Handover.take_back,
 }

@@ -58,6 +58,7 @@ class Action(StrEnum):
 
     STOP = "stop"
     CONT = "cont"
+    RESUME = "resume"  # CONT, if it was this attempt that paused the guest: what somebody else paused is theirs
     DROP = "drop"  # end this side's copy of the guest and free its memory
     JOURNAL_READY = "journal-ready"
     JOURNAL_GIVEN = "journal-given"
@@ -84,6 +85,7 @@ class Step(NamedTuple):
 Table = Mapping[State, Mapping[Event, Step]]
 
 _ABORT = Step((Action.JOURNAL_ABORTED, Action.CONT, Action.TELL_ABORTED), State.ABORTED)
+_LEAVE = Step((Action.JOURNAL_ABORTED, Action.RESUME, Action.TELL_ABORTED), State.ABORTED)
 _RELEASE = Step((Action.DROP, Action.JOURNAL_RELEASED), State.RELEASED)
 _TAKE_BACK = Step((Action.JOURNAL_TAKEN_BACK, Action.CONT, Action.TELL_TAKEN_BACK), State.TAKEN_BACK)
 _DISCARD = Step((Action.JOURNAL_DISCARDED, Action.DROP), State.DISCARDED)
@@ -91,9 +93,9 @@ _DISCARD = Step((Action.JOURNAL_DISCARDED, Action.DROP), State.DISCARDED)
 SOURCE: Table = {
     State.OWNING: {
         Event.PAUSE: Step((Action.STOP,), State.PAUSED),
-        Event.DISCARDED: _ABORT,
-        Event.FAIL: _ABORT,
-        Event.RECOVER: _ABORT,
+        Event.DISCARDED: _LEAVE,
+        Event.FAIL: _LEAVE,
+        Event.RECOVER: _ABORT,  # whether the one that died had begun to pause it is not known
     },
     State.PAUSED: {
         Event.READY: Step((Action.JOURNAL_GIVEN, Action.TELL_GIVEN), State.GIVEN),

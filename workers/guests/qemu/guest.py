@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from config.errors import HostError, RequestError
+from workers.fault_injection import point, stops_to_drain
 from workers.guests.blocker import Blocker
 from workers.guests.contract import IncomingState, OutgoingState, RunState, Send
 from workers.guests.control import check_path
@@ -69,6 +70,7 @@ class QemuGuest:
         self._outgoing: OutgoingQemuState | None = None
         #: Whether this handle gave it its device state.
         self._incoming = False
+        self.stopped_here = False
         #: Whether an empty transaction drains; None: not tried yet.
         self._drains: bool | None = None
 
@@ -132,6 +134,7 @@ class QemuGuest:
 
     def stop(self) -> None:
         """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns."""
+        self.stopped_here = True  # also if the answer is lost
         if self._outgoing is not None:
             self._outgoing.pause()
         else:
@@ -143,27 +146,39 @@ class QemuGuest:
         if not self._incoming:  # else its own migration is complete, and this is the pause
             leave_no_migration(monitor)
         monitor.execute("cont")
+        self.stopped_here = False
 
     def protect(self, protecting: Callable[[], _T]) -> _T:
         """What `protecting` returns; then, or around it, the disks are drained (see draining.py)."""
         if not self.spec.disks:
             return protecting()
-        if self._drains is None:
+        if stops_to_drain():
+            self._drains = False
+        elif self._drains is None:
             self._drains = drains(Path(f"/proc/{self.pid}/exe"), self._directory)
         monitor = self._moving()
         if self._drains:
             protected = protecting()
             monitor.execute("transaction", actions=[])
             return protected
-        monitor.execute("stop")  # which drains them, as documented, and costs the guest a short pause
+        return self._while_stopped(monitor, protecting)
+
+    def _while_stopped(self, monitor: Monitor, protecting: Callable[[], _T]) -> _T:
+        """`stop` drains the disks, as documented, and costs a running guest a short pause."""
+        self.stopped_here = monitor.execute("query-status")["running"]
+        monitor.execute("stop")
+        point("source.protecting")
         try:
             return protecting()
         finally:
-            monitor.execute("cont")
+            if self.stopped_here:  # else somebody else had paused it, and will resume it
+                monitor.execute("cont")
+                self.stopped_here = False
 
     @contextlib.contextmanager
     def outgoing_state(self, send: Send) -> Iterator[OutgoingState]:
         """QEMU's own migration, without the RAM; within it, `stop` lets QEMU pause the guest for the switch-over."""
+        self.stopped_here = True  # from now on QEMU may pause it by itself
         with OutgoingQemuState(self.name, self._moving(), self._last_words, send) as state:
             self._outgoing = state
             try:
@@ -185,6 +200,7 @@ class QemuGuest:
 
     def own_migration(self) -> OwnMigration:
         """QEMU's own way of moving this guest, over this handle's connection."""
+        self.stopped_here = True  # from now on QEMU may pause it by itself
         return OwnMigration(self.name, self._moving(), self._directory, self._last_words)
 
     def userfaultfd(self) -> int:
