@@ -18,8 +18,10 @@ from workers.guests.qemu.blockers import (
     Backend,
     DestinationFacts,
     FilePair,
+    Image,
     MemoryDevice,
     Named,
+    Plugged,
     Reason,
     SourceFacts,
     another_file,
@@ -30,6 +32,8 @@ from workers.guests.qemu.likeness import Likeness, devices_in, differences
 from workers.guests.qemu.needs import FileIdentity, Needs
 
 GIB = 1 << 30
+DISK = Image("/srv/disk", "qcow2", False)
+SHAPE = Plugged({"virtio-blk-pci": 1, "virtio-net-pci": 1}, (DISK,), ("52:54:00:00:00:01",))
 SOUND = SourceFacts(
     memory=GIB,
     ram_id="ram",
@@ -40,7 +44,8 @@ SOUND = SourceFacts(
     nodes=(Named("disk0", "qcow2"), Named("#block1", "file")),
     open_devices=frozenset({"/dev/net/tun", "/dev/kvm"}),
     capabilities=frozenset(NEEDED_CAPABILITIES),
-    shape={"virtio-blk-pci": 1, "virtio-net-pci": 1},
+    plugged=SHAPE,
+    shape=SHAPE,
 )
 FILE = FileIdentity(path="/srv/disk", machine="boot-a", filesystem="nfs4", device=40, inode=7, size=GIB)
 FITS = DestinationFacts(
@@ -67,6 +72,29 @@ def at_destination(**facts: Any) -> list[str]:
 def test_nothing_is_in_the_way_of_what_can_move() -> None:
     assert at_source() == []
     assert at_destination() == []
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        ({"kinds": {**SHAPE.kinds, "virtio-rng-pci": 1}}, "1 devices of type virtio-rng-pci, its shape 0"),
+        ({"kinds": {"virtio-blk-pci": 1}, "macs": ()}, "0 devices of type virtio-net-pci, its shape 1"),
+        (
+            {"disks": (replace(DISK, path="/srv/snap"),)},
+            "disk 0 is /srv/snap (qcow2), its shape says /srv/disk (qcow2)",
+        ),
+        ({"disks": (replace(DISK, format="raw"),)}, "disk 0 is /srv/disk (raw), its shape says /srv/disk (qcow2)"),
+        ({"disks": (replace(DISK, read_only=True),)}, "disk 0 is /srv/disk (qcow2, read-only), its shape says"),
+        ({"disks": (None,)}, "disk 0 is without an image, its shape says /srv/disk"),
+        ({"macs": ("52:54:00:00:00:02",)}, "card 0 is 52:54:00:00:00:02, its shape says 52:54:00:00:00:01"),
+    ],
+)
+def test_what_is_not_in_its_shape_any_more(there: dict[str, Any], says: str) -> None:
+    changed = replace(SOUND, plugged=replace(SHAPE, **there))
+    (blocker,) = blockers_at_source(changed)
+    assert blocker.reason == "not-in-shape"
+    assert says in blocker.what
+    assert blockers_at_source(replace(changed, shape=None)) == []
 
 
 @pytest.mark.parametrize("kind", ["vfio-pci", "vfio-pci-nohotplug", "vfio-ap", "vfio-user-pci"])

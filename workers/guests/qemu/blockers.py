@@ -7,7 +7,6 @@ would arrive with old pages and nobody would know.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -117,6 +116,28 @@ class MemoryDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """What a disk is of: the file at the top of its block nodes, and how that is opened."""
+
+    path: str
+    format: str
+    read_only: bool
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.format}{', read-only' if self.read_only else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugged:
+    """What is plugged into a machine, or is to be: how many devices of each type; disks and cards by their address."""
+
+    kinds: Mapping[str, int]
+    #: None: a disk without an image.
+    disks: tuple[Image | None, ...] = ()
+    macs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFacts:
     """What one QEMU says of itself, and what the kernel says of its process. Sizes in bytes."""
 
@@ -140,8 +161,9 @@ class SourceFacts:
     capabilities: frozenset[str] | None = frozenset()
     blocked_reasons: tuple[str, ...] = ()
     monitor_problem: str = ""
-    #: How many devices of each type the guest's own shape has; None: it has none to compare with.
-    shape: Mapping[str, int] | None = None
+    plugged: Plugged = Plugged({})
+    #: What the guest's own shape has; None: it has none to compare with.
+    shape: Plugged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,14 +304,24 @@ def _balloon_moving(facts: SourceFacts) -> Iterator[str]:
 
 
 def _not_in_shape(facts: SourceFacts) -> Iterator[str]:
-    """What was plugged in, or taken out, since: the destination would start a machine without it, or with it."""
+    """What was plugged in, taken out or exchanged since: the destination would start the machine of the shape.
+
+    Of an exchanged disk nobody would see an error: the guest would go on from another file's contents.
+    """
     if facts.shape is None:
         return
-    there = Counter(each.kind for each in facts.devices)
-    for kind in sorted(there.keys() | facts.shape.keys()):
-        has, had = there[kind], facts.shape.get(kind, 0)
+    there, shape = facts.plugged, facts.shape
+    for kind in sorted(there.kinds.keys() | shape.kinds.keys()):
+        has, had = there.kinds.get(kind, 0), shape.kinds.get(kind, 0)
         if has != had:
             yield f"it has {has} devices of type {kind}, its shape {had}"
+    # Where there are more on one side, that is said above.
+    for number, (image, said) in enumerate(zip(there.disks, shape.disks, strict=False)):
+        if image != said:
+            yield f"its disk {number} is {image or 'without an image'}, its shape says {said}"
+    for number, (mac, its) in enumerate(zip(there.macs, shape.macs, strict=False)):
+        if mac != its:
+            yield f"its card {number} is {mac}, its shape says {its}"
 
 
 def _lacks_capabilities(facts: SourceFacts | DestinationFacts) -> Iterator[str]:
@@ -385,7 +417,7 @@ _AT_SOURCE: tuple[_Row[SourceFacts], ...] = (
     _Row(
         Reason.NOT_IN_SHAPE,
         _not_in_shape,
-        "the destination starts what its shape says: undo what was plugged in or taken out",
+        "the destination starts what its shape says: undo what was plugged in, taken out or exchanged",
     ),
     _Row(
         Reason.NO_IGNORE_SHARED, _lacks_capabilities, "start the guest anew with QEMU 6.0 or later", from_outside=True

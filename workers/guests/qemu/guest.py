@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -32,6 +33,7 @@ from workers.guests.qemu.needs import Needs
 from workers.guests.qemu.own_migration import OwnMigration, leave_no_migration
 from workers.guests.qemu.own_settings import SAFE_FOR_EMULATED, WRITES_ARE_LOST_IN
 from workers.guests.qemu.probing import facts_for
+from workers.guests.qemu.queries import images
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.guests.qemu.state import IncomingQemuState, OutgoingQemuState, last_words
 from workers.ram import BlockFile, RamBlock
@@ -133,12 +135,24 @@ class QemuGuest:
         return blockers_at_source(facts)
 
     def stop(self) -> None:
-        """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns."""
+        """Pause; QEMU drains its disks first, so that no transfer of theirs is under way when this returns.
+
+        Raises HostError also, the guest paused, when a disk is of another file than its shape says: exchanged while the
+        guest ran, it would be the shape's again at the destination. What is exchanged from now on is not written to.
+        """
         self.stopped_here = True  # also if the answer is lost
         if self._outgoing is not None:
             self._outgoing.pause()
         else:
             self._moving().execute("stop")
+        # One question, for the guest is paused: other devices than the shape's would not load at the destination.
+        there, shape = images(self._moving()), shape_of(self.spec).disks
+        if Counter(there) != Counter(shape):
+            has, said = (", ".join(map(str, each)) or "none" for each in (there, shape))
+            raise HostError(
+                f"the disks of guest {self.name} were exchanged while it moved: they are {has}, its shape says {said}; "
+                "undo that, and migrate it again"
+            )
 
     def cont(self) -> None:
         """Resume; a migration of QEMU's own is ended first. Harmless when already running."""

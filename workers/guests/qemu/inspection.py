@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,22 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import HostError
-from workers.guests.qemu.blockers import Backend, MemoryDevice, Named, SourceFacts
+from workers.guests.qemu.blockers import Backend, Image, MemoryDevice, Named, Plugged, SourceFacts
 from workers.guests.qemu.files import identity, read_once
-from workers.guests.qemu.monitor import CommandRefusedError, Monitor
+from workers.guests.qemu.monitor import Monitor
 from workers.guests.qemu.needs import Needs
+from workers.guests.qemu.queries import (
+    BALLOON,
+    DISK,
+    NIC,
+    asked,
+    children,
+    devices,
+    machine_memory,
+    nets,
+    plugged,
+    qom_get,
+)
 from workers.guests.qemu.spec import QemuGuestSpec
 
 #: Looks at a balloon, and seconds between two. QEMU does not tell the size that was asked for, only the one that is; a
 #: guest that is on its way hands over a MiB within tens of milliseconds.
 _BALLOON_LOOKS, _BALLOON_PAUSE = 5, 0.1
-#: A back-end in what `info network` says: ` \ net0: index=0,type=tap,…`, or without a card before it `net0: …`.
-_NET = re.compile(r"^[ \\]*([^:]+): index=\d+,type=([a-z0-9-]+)", re.MULTILINE)
-_CHILD = re.compile(r"^child<(.+)>$")
 
 
 def facts_of(
-    monitor: Monitor, pid: int, *, ram_id: str = "", shape: Mapping[str, int] | None = None, monitor_problem: str = ""
+    monitor: Monitor, pid: int, *, ram_id: str = "", shape: Plugged | None = None, monitor_problem: str = ""
 ) -> SourceFacts:
     """Ask, and look at process `pid`. `ram_id` empty: whatever the machine's own is. Raises HostError."""
     ram_id = ram_id or machine_memory(monitor)
@@ -33,14 +41,15 @@ def facts_of(
     path = next((each.path for each in backends if each.name == ram_id), "")
     migration = monitor.execute("query-migrate")
     capabilities = asked(monitor, "query-migrate-capabilities")
+    found = list(devices(monitor))
     return SourceFacts(
         memory=monitor.execute("query-memory-size-summary")["base-memory"],
         ram_id=ram_id,
         backends=backends,
         mapped=shared_bytes(pid, path),
-        devices=tuple(devices(monitor)),
+        devices=tuple(Named(each.name.rpartition("/")[2], each.kind) for each in found),
         objects=tuple(children(monitor, "/objects")),
-        nets=tuple(Named(*found) for found in _NET.findall(hmp(monitor, "info network")) if found[1] != "nic"),
+        nets=tuple(Named(name, kind) for name, kind, _ in nets(monitor) if kind != "nic"),
         nodes=tuple(Named(node["node-name"], node["drv"]) for node in monitor.execute("query-named-block-nodes")),
         open_devices=frozenset(_open_devices(pid)),
         memory_devices=tuple(_memory_devices(monitor)),
@@ -48,6 +57,7 @@ def facts_of(
         capabilities=None if capabilities is None else frozenset(each["capability"] for each in capabilities),
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
         monitor_problem=monitor_problem,
+        plugged=plugged(monitor, found),
         shape=shape,
     )
 
@@ -64,51 +74,23 @@ def needs_of(monitor: Monitor, spec: QemuGuestSpec) -> Needs:
     return Needs(files=tuple(found), features=tuple(sorted(_features(monitor))))
 
 
-def shape_of(spec: QemuGuestSpec) -> Mapping[str, int]:
-    """How many devices of each type our command line gives a guest of this shape."""
-    counted = {"virtio-blk-pci": len(spec.disks), "virtio-net-pci": len(spec.nics), "virtio-balloon-pci": spec.balloon}
-    return {kind: int(count) for kind, count in counted.items() if count}
+def shape_of(spec: QemuGuestSpec) -> Plugged:
+    """What our command line plugs into a guest of this shape."""
+    counted = {DISK: len(spec.disks), NIC: len(spec.nics), BALLOON: int(spec.balloon)}
+    return Plugged(
+        kinds={kind: count for kind, count in counted.items() if count},
+        disks=tuple(Image(disk.path, disk.format, disk.read_only) for disk in spec.disks),
+        macs=tuple(nic.mac for nic in spec.nics),
+    )
 
 
 # --- QMP --------------------------------------------------------------------------------------------------------------
 
 
-def asked(monitor: Monitor, command: str, **arguments: Any) -> Any:
-    """What QEMU says, None when it refuses: a device that it does not have, a command that it does not know."""
-    try:
-        return monitor.execute(command, **arguments)
-    except CommandRefusedError:
-        return None
-
-
-def hmp(monitor: Monitor, command: str) -> str:
-    """What the human monitor says, for what QMP has no words for."""
-    return str(monitor.execute("human-monitor-command", command_line=command))
-
-
-def children(monitor: Monitor, path: str) -> Iterator[Named]:
-    """The objects right below a QOM path."""
-    for each in asked(monitor, "qom-list", path=path) or ():
-        if found := _CHILD.match(each["type"]):
-            yield Named(each["name"], found[1])
-
-
-def devices(monitor: Monitor) -> Iterator[Named]:
-    """Everything that somebody added with -device or device_add, whether he gave it an id or not."""
-    yield from children(monitor, "/machine/peripheral")
-    yield from children(monitor, "/machine/peripheral-anon")
-
-
-def machine_memory(monitor: Monitor) -> str:
-    """The id of the backend that is the machine's memory; empty when it has none."""
-    path = asked(monitor, "qom-get", path="/machine", property="memory-backend") or ""
-    return str(path).rpartition("/")[2]
-
-
 def _backend(monitor: Monitor, said: Mapping[str, Any]) -> Backend:
     path = f"/objects/{said['id']}"
-    kind = str(asked(monitor, "qom-get", path=path, property="type") or "memory backend of an unknown type")
-    file = asked(monitor, "qom-get", path=path, property="mem-path") if kind == "memory-backend-file" else None
+    kind = str(qom_get(monitor, path, "type") or "memory backend of an unknown type")
+    file = qom_get(monitor, path, "mem-path") if kind == "memory-backend-file" else None
     return Backend(said["id"], kind, bool(said.get("share")), said["size"], file or "")
 
 
@@ -143,7 +125,7 @@ def _features(monitor: Monitor) -> Iterator[str]:
         return
     processor = monitor.execute("query-cpus-fast")[0]["qom-path"]
     for name, said in known["model"]["props"].items():
-        if said is True and asked(monitor, "qom-get", path=processor, property=name) is True:
+        if said is True and qom_get(monitor, processor, name) is True:
             yield name
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.guests.qemu.inspection import asked, hmp
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.queries import hmp, qom_get
 
 #: Properties of the host's side: names of back-ends, how it reads, whom it lets share.
 _HOSTS_OWN = frozenset(
@@ -109,4 +109,4 @@ def _plain(name: str, value: str) -> str:
 def _scalars(monitor: Monitor, path: str, left_out: frozenset[str]) -> dict[str, Any]:
     said = monitor.execute("qom-list", path=path)
     names = [each["name"] for each in said if each["type"].startswith(_SCALARS) and each["name"] not in left_out]
-    return {name: asked(monitor, "qom-get", path=path, property=name) for name in names}
+    return {name: qom_get(monitor, path, name) for name in names}

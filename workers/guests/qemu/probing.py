@@ -18,9 +18,9 @@ from typing import Any
 from config.errors import HostError
 from workers.guests.qemu.blockers import DestinationFacts, FilePair
 from workers.guests.qemu.files import identity, read_once
-from workers.guests.qemu.inspection import asked
 from workers.guests.qemu.monitor import Monitor
 from workers.guests.qemu.needs import FileIdentity, Needs
+from workers.guests.qemu.queries import asked
 from workers.guests.qemu.spec import QemuGuestSpec
 
 _KVM = Path("/dev/kvm")

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from workers.guests.qemu.blockers import Named
-from workers.guests.qemu.inspection import asked, children, hmp, machine_memory
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.queries import (
+    BALLOON,
+    DISK,
+    NIC,
+    asked,
+    devices,
+    in_order,
+    inserted,
+    mac,
+    machine_memory,
+    nets,
+    qom_get,
+)
 
-_NET = re.compile(r"^[ \\]*([^:]+): index=\d+,type=([a-z0-9-]+)(?:,.*?ifname=([^,\s]+))?", re.MULTILINE)
 _CACHES = {
     (True, True): "none",
     (True, False): "directsync",
     (False, True): "writeback",
     (False, False): "writethrough",
 }
-_KNOWN = ("virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci")
+_KNOWN = (DISK, NIC, BALLOON)
 
 
 def read_shape(monitor: Monitor, pid: int, name: str) -> tuple[dict[str, Any], list[str]]:
     """As `QemuGuestSpec.from_json` takes it, and what of the machine no shape can say. Raises HostError."""
     unsaid: list[str] = []
-    devices = sorted(_placed(monitor))
-    paths: dict[str, list[str]] = {kind: [path for _, path, its in devices if its == kind] for kind in _KNOWN}
-    unsaid += [f"the device {path} is a {kind}" for _, path, kind in devices if kind not in _KNOWN]
-    machine = {key: str(_get(monitor, "/machine", key) or "") for key in ("kernel", "initrd", "append", "firmware")}
+    found = list(devices(monitor))
+    unsaid += [f"the device {each.name} is a {each.kind}" for each in found if each.kind not in _KNOWN]
+    machine = {key: str(qom_get(monitor, "/machine", key) or "") for key in ("kernel", "initrd", "append", "firmware")}
     shape: dict[str, Any] = {
         "name": name,
         "memory": monitor.execute("query-memory-size-summary")["base-memory"],
         "vcpus": len(monitor.execute("query-cpus-fast")),
-        "machine": str(_get(monitor, "/machine", "type")).removesuffix("-machine"),
+        "machine": str(qom_get(monitor, "/machine", "type")).removesuffix("-machine"),
         "accel": "kvm" if (asked(monitor, "query-kvm") or {}).get("enabled") else "tcg",
         "cpu": _cpu(monitor, pid),
         "uuid": monitor.execute("query-uuid")["UUID"],
-        "disks": _disks(monitor, paths["virtio-blk-pci"], unsaid),
-        "nics": _nics(monitor, paths["virtio-net-pci"], unsaid),
-        "balloon": bool(paths["virtio-balloon-pci"]),
+        "disks": _disks(monitor, in_order(monitor, found, DISK), unsaid),
+        "nics": _nics(monitor, in_order(monitor, found, NIC), unsaid),
+        "balloon": any(each.kind == BALLOON for each in found),
         "ram_id": machine_memory(monitor),
         "append": machine["append"],
     }
@@ -50,48 +57,34 @@ def read_shape(monitor: Monitor, pid: int, name: str) -> tuple[dict[str, Any], l
     return shape, unsaid
 
 
-def _placed(monitor: Monitor) -> Iterator[tuple[int, str, str]]:
-    """Added devices: address on the bus, QOM path, type."""
-    for container in ("/machine/peripheral", "/machine/peripheral-anon"):
-        for each in children(monitor, container):
-            path = f"{container}/{each.name}"
-            address = _get(monitor, path, "addr")
-            yield address if isinstance(address, int) else -1, path, each.kind
-
-
 def _disks(monitor: Monitor, paths: list[str], unsaid: list[str]) -> list[dict[str, Any]]:
-    blocks = monitor.execute("query-block")
     direct = {node["node-name"]: node["cache"]["direct"] for node in monitor.execute("query-named-block-nodes")}
     found = []
-    for path in paths:
-        inserted = next((each.get("inserted") for each in blocks if each.get("qdev", "").startswith(path + "/")), None)
-        if not inserted:
+    for path, image in zip(paths, inserted(monitor, paths), strict=True):
+        if not image:
             unsaid.append(f"the disk {path} has no image")
             continue
-        writes_back = _get(monitor, path, "write-cache") != "off"
+        writes_back = qom_get(monitor, path, "write-cache") != "off"
         found.append(
             {
-                "path": inserted["file"],
-                "format": inserted["drv"],
-                "cache": _CACHES[direct.get(inserted["node-name"], inserted["cache"]["direct"]), writes_back],
-                "read_only": inserted["ro"],
+                "path": image["file"],
+                "format": image["drv"],
+                "cache": _CACHES[direct.get(image["node-name"], image["cache"]["direct"]), writes_back],
+                "read_only": image["ro"],
             }
         )
     return found
 
 
 def _nics(monitor: Monitor, paths: list[str], unsaid: list[str]) -> list[dict[str, Any]]:
-    known: Mapping[str, tuple[str, str]] = {
-        name: (kind, tap) for name, kind, tap in _NET.findall(hmp(monitor, "info network"))
-    }
+    known = {name: (kind, tap) for name, kind, tap in nets(monitor)}
     found = []
     for path in paths:
-        net = Named(str(_get(monitor, path, "netdev")), "")
-        kind, tap = known.get(net.name, ("none", ""))
+        kind, tap = known.get(str(qom_get(monitor, path, "netdev")), ("none", ""))
         if kind not in ("user", "tap"):
             unsaid.append(f"the card {path} has a network back-end of type {kind}")
             continue
-        found.append({"mac": str(_get(monitor, path, "mac")).lower()} | ({"tap": tap} if kind == "tap" else {}))
+        found.append({"mac": mac(monitor, path)} | ({"tap": tap} if kind == "tap" else {}))
     return found
 
 
@@ -103,7 +96,3 @@ def _cpu(monitor: Monitor, pid: int) -> str:
             return value
     kind = str(monitor.execute("query-hotpluggable-cpus")[0]["type"])
     return kind.rpartition("-cpu")[0].rpartition("-")[0] or kind
-
-
-def _get(monitor: Monitor, path: str, name: str) -> Any:
-    return asked(monitor, "qom-get", path=path, property=name)
