@@ -152,6 +152,16 @@ def test_a_memory_device_at_rest_is_only_more_memory() -> None:
     assert at_source(memory_devices=(MemoryDevice("m", "virtio-mem", 0, GIB),)) == ["virtio-mem-moving"]
 
 
+@pytest.mark.parametrize("run_state", ["inmigrate", "finish-migrate", "postmigrate"])
+def test_one_end_of_somebody_elses_migration(run_state: str) -> None:
+    for status in ("setup", "active", "pre-switchover", "device", "postcopy-active", "cancelling", "wait-unplug"):
+        assert at_source(migration=status) == ["migrating"]
+        assert at_source(migration=status, run_state=run_state) == ["migrating"]
+    for status in ("", "none", "completed", "failed", "cancelled"):
+        assert at_source(migration=status, run_state=run_state) == ["migrating"]
+        assert at_source(migration=status) == at_source(migration=status, run_state="paused") == []
+
+
 def test_a_balloon() -> None:
     assert at_source(balloon=(GIB, GIB)) == []
     assert at_source(balloon=(GIB, GIB - 4096)) == ["balloon-moving"]

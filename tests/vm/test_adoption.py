@@ -172,6 +172,18 @@ def test_what_is_another_machine_is_refused_with_every_reason_and_left_alone(
     assert theirs.ram.exists()
 
 
+def test_an_end_of_somebody_elses_migration(guests: LocalGuests, theirs: Theirs, tmp_path: Path) -> None:
+    """It is complete as far as this QEMU knows, so the guest may run elsewhere."""
+    theirs.start()
+    with Monitor("theirs", theirs.stranger.monitor) as monitor:
+        monitor.execute("migrate", uri=f"exec:cat > {tmp_path}/elsewhere")
+        until("its end", lambda: monitor.execute("query-status")["status"] == "postmigrate", 120)
+    with pytest.raises(RefusedError, match=r"postmigrate.*\(migrating\)") as raised:
+        guests.adopt("web", theirs.stranger)
+    assert raised.value.reason == "not-adoptable"
+    assert not guests.list()
+
+
 def test_memory_without_a_file(guests: LocalGuests, theirs: Theirs) -> None:
     theirs.start(machine="q35")
     message = refused(guests, theirs)

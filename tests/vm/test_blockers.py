@@ -174,6 +174,26 @@ def test_a_disk_that_was_exchanged_for_another_file(guests: LocalGuests, tmp_pat
     assert found(layered) == []  # and a file that its image is laid over is none of its own
 
 
+def test_a_migration_of_somebody_elses(guests: LocalGuests, guest: QemuGuest) -> None:
+    """To nobody, who reads nothing: it stays under way until it is cancelled."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with Monitor("vm1", guest.places.monitor) as monitor:
+            with theirs:
+                monitor.send_descriptor("away", theirs.fileno())
+            monitor.execute("migrate", uri="fd:away")
+        assert found(guest) == ["migrating"]
+        tell(guest, "migrate_cancel")
+    until("the end of it", lambda: found(guest) == [], 30)
+    twin = guests.incoming(guest.description() | {"name": "vm2"} | {"shape": renamed(guest, "vm2")})
+    with closing(twin):
+        assert words(twin.blockers()) == ["migrating"]
+
+
+def renamed(guest: QemuGuest, name: str) -> dict[str, Any]:
+    return guest.spec.model_copy(update={"name": name}).to_json()
+
+
 def test_a_monitor_that_somebody_holds(guest: QemuGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.guests.qemu.monitor.CONNECT_SECONDS", 0.5)
     with Monitor("vm1", guest.places.monitor):

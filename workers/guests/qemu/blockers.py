@@ -55,6 +55,23 @@ _PASSED_THROUGH = ("vfio-", "vfio_")
 _REGISTERS_BUFFERS = frozenset({"io_uring", "nvme-io_uring", "virtio-blk-vfio-pci", "virtio-blk-vhost-user"}) | {
     "virtio-blk-vhost-vdpa"
 }
+#: States of a migration that somebody has begun and that has not ended.
+_UNDER_WAY = frozenset(
+    {
+        "setup",
+        "wait-unplug",
+        "active",
+        "pre-switchover",
+        "device",
+        "colo",
+        "postcopy-active",
+        "postcopy-paused",
+        "postcopy-recover",
+        "cancelling",
+    }
+)
+#: Run states in which the guest runs elsewhere, or is about to, or came from there and is not whole yet.
+_ELSEWHERE = frozenset({"inmigrate", "finish-migrate", "postmigrate", "colo"})
 _CONFIDENTIAL = frozenset({"sev-guest", "sev-snp-guest", "tdx-guest"})
 
 
@@ -77,6 +94,7 @@ class Reason(StrEnum):
     FILE = "file"
     NO_IGNORE_SHARED = "no-ignore-shared"
     MONITOR_HELD = "monitor-held"
+    MIGRATING = "migrating"
     QEMU = "qemu"
     NO_QEMU = "no-qemu"
     ACCELERATOR = "accelerator"
@@ -161,6 +179,9 @@ class SourceFacts:
     capabilities: frozenset[str] | None = frozenset()
     blocked_reasons: tuple[str, ...] = ()
     monitor_problem: str = ""
+    #: The state of its last migration, of whoever's; empty when there was none.
+    migration: str = ""
+    run_state: str = "running"
     plugged: Plugged = Plugged({})
     #: What the guest's own shape has; None: it has none to compare with.
     shape: Plugged | None = None
@@ -337,6 +358,14 @@ def _monitor_held(facts: SourceFacts) -> Iterator[str]:
         yield facts.monitor_problem
 
 
+def _migrating(facts: SourceFacts) -> Iterator[str]:
+    """Ours would be refused, and what we do about that would cancel theirs, or run the guest a second time."""
+    if facts.migration in _UNDER_WAY:
+        yield f"somebody migrates it by its monitor already ({facts.migration})"
+    elif facts.run_state in _ELSEWHERE:
+        yield f"its QEMU is one end of somebody's migration ({facts.run_state}): the guest may run elsewhere"
+
+
 def _qemus_own(facts: SourceFacts) -> Iterator[str]:
     for reason in facts.blocked_reasons:
         yield f"QEMU says: {reason}"
@@ -423,6 +452,11 @@ _AT_SOURCE: tuple[_Row[SourceFacts], ...] = (
         Reason.NO_IGNORE_SHARED, _lacks_capabilities, "start the guest anew with QEMU 6.0 or later", from_outside=True
     ),
     _Row(Reason.MONITOR_HELD, _monitor_held, "end what is connected to it, or wait for the migration that has it"),
+    _Row(
+        Reason.MIGRATING,
+        _migrating,
+        "let whoever began that end or cancel it (migrate_cancel); what a dead mover left, `droveway reconcile` ends",
+    ),
     _Row(Reason.QEMU, _qemus_own, "take away what QEMU names"),
 )
 

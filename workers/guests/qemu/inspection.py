@@ -57,6 +57,8 @@ def facts_of(
         capabilities=None if capabilities is None else frozenset(each["capability"] for each in capabilities),
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
         monitor_problem=monitor_problem,
+        migration=migration.get("status", ""),
+        run_state=monitor.execute("query-status")["status"],
         plugged=plugged(monitor, found),
         shape=shape,
     )
