@@ -21,14 +21,16 @@ import pytest
 from config.errors import HostError
 from tests.requirements import missing
 from tests.until import until
+from tests.vm.held_monitor import give_up_soon
 from tests.vm.images import initrd_with_balloon
 from tests.vm.machine import vm_spec
 from workers.guests.blocker import Blocker
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.blockers import blockers_at_source
-from workers.guests.qemu.guest import QemuGuest
+from workers.guests.qemu.guest import BINARY, QemuGuest
 from workers.guests.qemu.inspection import facts_of
-from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.monitor import CONNECT_SECONDS, Monitor
+from workers.guests.qemu.probing import START_SECONDS, probed
 from workers.guests.qemu.queries import machine_memory
 from workers.guests.qemu.spec import QemuGuestSpec
 
@@ -195,14 +197,14 @@ def renamed(guest: QemuGuest, name: str) -> dict[str, Any]:
 
 
 def test_a_monitor_that_somebody_holds(guest: QemuGuest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.guests.qemu.monitor.CONNECT_SECONDS", 0.5)
+    give_up_soon(monkeypatch, guest.places.monitor)
     with Monitor("vm1", guest.places.monitor):
         assert found(guest) == ["monitor-held"]
     until("a monitor that is free again", lambda: not found(guest), 30)
 
 
 def test_all_are_said_at_once(guest: QemuGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.guests.qemu.monitor.CONNECT_SECONDS", 0.5)
+    give_up_soon(monkeypatch, guest.places.monitor)
     tell(guest, "device_add", driver="virtio-rng-pci", id="more")
     tell(guest, "object-add", qom_type="memory-backend-ram", id="more", size=1 << 20)
     tell(guest, "blockdev-add", driver="vvfat", node_name="folder", dir=str(tmp_path), rw=True)
@@ -360,6 +362,21 @@ def test_a_host_without_qemu(guests: LocalGuests, guest: QemuGuest, monkeypatch:
         (blocker,) = guests.obstacles(said)
         assert blocker.reason == "no-qemu"
         assert says in blocker.what
+
+
+def test_a_qemu_that_is_started_to_be_asked_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded host: what a running one is given would refuse the host as one without QEMU."""
+    given = []
+
+    def connect(name: str, path: socket.socket, seconds: float = CONNECT_SECONDS) -> Monitor:
+        given.append(seconds)
+        return Monitor(name, path, seconds)
+
+    monkeypatch.setattr("workers.guests.qemu.probing.Monitor", connect)
+    with probed(BINARY) as monitor:
+        assert monitor.execute("query-version")
+    assert given == [START_SECONDS]
+    assert START_SECONDS > 10 * CONNECT_SECONDS
 
 
 def test_a_tap_device_that_is_there_will_do(guests: LocalGuests, guest: QemuGuest) -> None:

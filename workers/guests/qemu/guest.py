@@ -32,7 +32,7 @@ from workers.guests.qemu.monitor import Monitor
 from workers.guests.qemu.needs import Needs
 from workers.guests.qemu.own_migration import OwnMigration, leave_no_migration
 from workers.guests.qemu.own_settings import SAFE_FOR_EMULATED, WRITES_ARE_LOST_IN
-from workers.guests.qemu.probing import facts_for
+from workers.guests.qemu.probing import START_SECONDS, facts_for
 from workers.guests.qemu.queries import images
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.guests.qemu.state import IncomingQemuState, OutgoingQemuState, last_words
@@ -40,7 +40,6 @@ from workers.ram import BlockFile, RamBlock
 from workers.ranges import PAGE_SIZE
 
 BINARY = "qemu-system-x86_64"
-START_SECONDS = 60.0
 QUIT_SECONDS = 10.0
 _PAUSED = frozenset({"paused", "prelaunch", "postmigrate", "finish-migrate", "save-vm", "restore-vm"})
 
@@ -169,7 +168,7 @@ class QemuGuest:
         if stops_to_drain():
             self._drains = False
         elif self._drains is None:
-            self._drains = drains(Path(f"/proc/{self.pid}/exe"), self._directory)
+            self._drains = drains(Path(f"/proc/{self.pid}/exe"))
         monitor = self._moving()
         if self._drains:
             protected = protecting()

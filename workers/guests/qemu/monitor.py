@@ -37,7 +37,7 @@ class CommandRefusedError(HostError):
 class Monitor:
     """Ask one QEMU, and hear its events, which are kept from the first moment on. One connection, for one thread."""
 
-    def __init__(self, name: str, path: Path | socket.socket) -> None:
+    def __init__(self, name: str, path: Path | socket.socket, seconds: float = CONNECT_SECONDS) -> None:
         """Connect, unless it is a connection. Raises HostError: there is no such socket, or somebody else holds it."""
         self._name = name
         self._loop = asyncio.new_event_loop()
@@ -49,10 +49,10 @@ class Monitor:
         self._events = EventListener()
         self._client.register_listener(self._events)
         connecting = asyncio.wait_for(
-            self._client.connect(path if isinstance(path, socket.socket) else str(path)), CONNECT_SECONDS
+            self._client.connect(path if isinstance(path, socket.socket) else str(path)), seconds
         )
         try:
-            self._run(connecting, CONNECT_SECONDS + 1, "let itself be connected to")
+            self._run(connecting, seconds + 1, "let itself be connected to")
         except BaseException:
             self._stop()
             raise

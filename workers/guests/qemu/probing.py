@@ -10,7 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from workers.guests.qemu.needs import FileIdentity, Needs
 from workers.guests.qemu.queries import asked
 from workers.guests.qemu.spec import QemuGuestSpec
 
+#: For QEMU to come up in, on a loaded host too. One that runs answers within milliseconds.
+START_SECONDS = 60.0
 _KVM = Path("/dev/kvm")
 _KVM_GET_API_VERSION, _KVM_CREATE_VM, _KVM_API = 0xAE00, 0xAE01, 12
 _TUN = Path("/dev/net/tun")
@@ -34,7 +36,7 @@ def facts_for(binary: str, spec: QemuGuestSpec, needs: Needs) -> DestinationFact
     known: dict[str, Any] = {}
     accel_problem = _accelerator_problem(spec.accel)
     try:
-        with probed(binary, spec.accel if not accel_problem else "tcg") as monitor:
+        with probed(binary, "-accel", spec.accel if not accel_problem else "tcg") as monitor:
             known = _known(monitor)
     except HostError as error:
         known = {"qemu_problem": str(error)}
@@ -52,21 +54,29 @@ def facts_for(binary: str, spec: QemuGuestSpec, needs: Needs) -> DestinationFact
 
 
 @contextmanager
-def probed(binary: str, accel: str) -> Iterator[Monitor]:
+def probed(binary: str, *options: str) -> Iterator[Monitor]:
     """A QEMU without a machine, for the time of the body, to be asked what it knows. Raises HostError."""
-    command = [binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", accel, "-S"]
+    words = [binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-S", *options]
+    with not_outliving_us(words) as monitor:
+        yield monitor
+
+
+@contextmanager
+def not_outliving_us(command: Sequence[str]) -> Iterator[Monitor]:
+    """A QEMU for the time of the body: the kernel ends it, however we end. Raises HostError with its last words."""
+    binary = command[0]
     if shutil.which(binary) is None:
         raise HostError(f"{binary} is not installed")
     with ExitStack() as cleanup:
         ours, theirs = socket.socketpair()
         cleanup.callback(ours.close)
         with theirs:
-            command += ["-chardev", f"socket,id=monitor,fd={theirs.fileno()}", "-mon", "chardev=monitor,mode=control"]
-            if setpriv := shutil.which("setpriv"):  # it is not to outlive us, however we end
-                command = [setpriv, "--pdeathsig", "KILL", *command]
+            # setpriv becomes QEMU, with the same process id.
+            tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+            line = ["-chardev", f"socket,id=probe,fd={theirs.fileno()}", "-mon", "chardev=probe,mode=control"]
             try:
                 process = subprocess.Popen(
-                    command,
+                    [*tied, *command, *line],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
@@ -77,7 +87,7 @@ def probed(binary: str, accel: str) -> Iterator[Monitor]:
         complaints = cleanup.enter_context(process).stderr
         cleanup.callback(process.kill)
         try:
-            monitor = Monitor(binary, ours)
+            monitor = Monitor(binary, ours, START_SECONDS)
         except HostError as error:
             process.kill()
             said = complaints.read().decode("utf-8", "replace").strip() if complaints else ""
