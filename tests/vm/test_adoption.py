@@ -17,6 +17,7 @@ from tasks.cli.guest import announce
 from tasks.ledger.ledger import Ledger
 from tests.until import until
 from tests.vm.fleet import VmFleet
+from tests.vm.held_monitor import give_up_soon
 from tests.vm.machine import await_ticks, said, vm_spec
 from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
@@ -199,7 +200,6 @@ def test_several_reasons_at_once(guests: LocalGuests, theirs: Theirs) -> None:
 
 
 def test_bad_input(guests: LocalGuests, theirs: Theirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.guests.qemu.monitor.CONNECT_SECONDS", 0.5)
     theirs.start()
     socket = theirs.stranger.monitor
     gone = subprocess.Popen(["true"])
@@ -210,6 +210,7 @@ def test_bad_input(guests: LocalGuests, theirs: Theirs, tmp_path: Path, monkeypa
         guests.adopt("web", Stranger(os.getpid(), socket, socket))
     with pytest.raises(HostError, match="cannot be asked"):
         guests.adopt("web", Stranger(theirs.stranger.pid, tmp_path / "nowhere", socket))
+    give_up_soon(monkeypatch, socket)
     with Monitor("theirs", socket), pytest.raises(HostError, match="held by somebody else"):
         guests.adopt("web", theirs.stranger)
     assert not guests.list()

@@ -12,6 +12,7 @@ import pytest
 
 from config.errors import HostError, RefusedError
 from tests.until import until
+from tests.vm.held_monitor import give_up_soon
 from tests.vm.machine import await_ticks, said, vm_spec
 from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
@@ -119,12 +120,13 @@ def test_one_that_was_killed_is_shown_and_cleaned_away(guests: LocalGuests, gues
 
 
 def test_a_monitor_that_somebody_holds_is_named(guest: QemuGuest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.guests.qemu.monitor.CONNECT_SECONDS", 0.5)
+    give_up_soon(monkeypatch, guest.places.monitor)
     guest.close()
     with Monitor("vm1", guest.places.monitor):
         with pytest.raises(HostError, match="held by somebody else"):
             guest.stop()
         assert guest.status() is RunState.RUNNING  # has a socket of its own
+    monkeypatch.undo()
     guest.stop()
 
 
