@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.adoption import Stranger
 from workers.guests.qemu.monitor import Monitor
 
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _MAC = "52:54:00:00:00:07"
 
 
@@ -197,6 +199,38 @@ def test_several_reasons_at_once(guests: LocalGuests, theirs: Theirs) -> None:
     message = refused(guests, theirs)
     for word in ("ram-not-shared", "virtio-rng-pci", "VGA on"):
         assert word in message
+
+
+def test_a_twin_ends_with_whoever_compares_it_and_leaves_nothing(tmp_path: Path) -> None:
+    spec, places = vm_spec("web"), [tmp_path / "ram", tmp_path / "tmp"]
+    for place in places:
+        place.mkdir()
+    lines = ["import sys, time", "from pathlib import Path", "from workers.guests.qemu.adoption import _twin"]
+    lines += ["from workers.guests.qemu.spec import QemuGuestSpec", "spec = QemuGuestSpec.from_json(eval(sys.argv[1]))"]
+    lines += ["with _twin(spec, Path(sys.argv[2])): print('there', flush=True); time.sleep(600)"]
+    command = [sys.executable, "-c", "\n".join(lines), repr(spec.to_json()), str(places[0])]
+    environment = {**os.environ, "TMPDIR": str(places[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=_CHECKOUT) as comparing:
+        try:
+            assert comparing.stdout
+            assert comparing.stdout.readline() == b"there\n"
+            assert twins(tmp_path)
+        finally:
+            comparing.kill()
+    until("the twin's end", lambda: not twins(tmp_path), 30)
+    for place in places:
+        assert not list(place.iterdir())
+
+
+def twins(directory: Path) -> list[str]:
+    """QEMUs that work in this directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if command.startswith(b"qemu-system") and str(directory).encode() in command:
+                found.append(process.name)
+    return found
 
 
 def test_bad_input(guests: LocalGuests, theirs: Theirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,12 @@ from workers.guests.blocker import Blocker
 from workers.guests.places import make_directory, make_ram
 from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.blockers import blockers_at_source
-from workers.guests.qemu.command import Places
-from workers.guests.qemu.guest import BINARY, QemuGuest, describe, end_started, spawn
+from workers.guests.qemu.command import Places, command_line
+from workers.guests.qemu.guest import BINARY, QemuGuest, describe
 from workers.guests.qemu.inspection import facts_of
 from workers.guests.qemu.likeness import Likeness, differences, likeness_of
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.probing import not_outliving_us
 from workers.guests.qemu.reading import read_shape
 from workers.guests.qemu.spec import QemuGuestSpec
 
@@ -110,6 +111,8 @@ def _twin(spec: QemuGuestSpec, ram_dir: Path) -> Iterator[Monitor]:
         places = Places(BINARY, ram_dir.resolve() / f"{directory.name}.ram", directory)
         make_ram(places.ram, spec.memory, used=0)
         cleanup.callback(places.ram.unlink, missing_ok=True)
-        cleanup.callback(end_started, places)
-        spawn(alone, places, incoming=True)
-        yield cleanup.enter_context(Monitor(spec.name, places.monitor))
+        monitor = cleanup.enter_context(not_outliving_us(command_line(alone, places, incoming=True)))
+        # It has opened them: whoever kills us from here on leaves nothing behind.
+        places.ram.unlink()
+        shutil.rmtree(directory)
+        yield monitor

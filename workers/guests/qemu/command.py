@@ -55,7 +55,7 @@ class Places:
 def command_line(spec: QemuGuestSpec, places: Places, *, incoming: bool) -> list[str]:
     """QEMU's arguments. An incoming guest waits for `migrate-incoming`, and stays paused until `cont` (-S)."""
     words = [places.binary, "-name", f"guest={spec.name}", "-uuid", str(spec.uuid)]
-    words += ["-nodefaults", "-no-user-config", "-display", "none", "-daemonize", "-pidfile", str(places.pid_file)]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-pidfile", str(places.pid_file)]
     # Of what -d can turn on, page logs nothing in a machine; without any, -D is not even opened.
     words += ["-d", "page", "-D", str(places.log)]
     words += ["-accel", spec.accel, "-machine", f"{spec.machine},memory-backend={spec.ram_id}", "-cpu", spec.cpu]

@@ -362,7 +362,7 @@ def spawn(spec: QemuGuestSpec, places: Places, incoming: bool) -> None:
     try:
         with log.open("ab") as said:
             ended = subprocess.run(
-                command_line(spec, places, incoming=incoming),
+                [*command_line(spec, places, incoming=incoming), "-daemonize"],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
