@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.draining import drains
 from workers.guests.qemu.guest import BINARY, QemuGuest
-from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.monitor import CommandRefusedError, Monitor
 
 
 class Hosts:
@@ -107,6 +109,22 @@ def test_a_guest_that_was_left_paused_for_its_switch_over_is_resumed_by_another_
     hand_over(hosts.guest, twin)
     twin.cont()
     goes_on(twin)
+
+
+def test_what_qemu_refuses_leaves_no_stream_and_nobody_who_takes_its_events(hosts: Hosts, tmp_path: Path) -> None:
+    def refused_in(refusing: AbstractContextManager[Any]) -> None:
+        with pytest.raises(CommandRefusedError), refusing:
+            hosts.guest.stop()
+        assert [each.name for each in threading.enumerate() if each.name == "device state"] == []
+        monitor = hosts.guest._moving()
+        for command in ("stop", "cont"):
+            monitor.execute(command)
+        assert monitor.await_event(lambda event: event["event"] == "STOP", 30, "pause")
+        assert monitor.await_event(lambda event: event["event"] == "RESUME", 30, "go on")
+
+    refused_in(hosts.guest.incoming_state(lambda piece: None))  # it was not started for one
+    hosts.guest._moving().execute("blockdev-add", driver="vvfat", node_name="folder", dir=str(tmp_path), rw=True)
+    refused_in(hosts.guest.outgoing_state(lambda piece: None))  # QEMU moves no such disk
 
 
 def test_an_empty_transaction_drains_and_the_trial_would_see_it_if_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -87,12 +88,20 @@ class Monitor:
 
     def await_event(self, good: Callable[[dict[str, Any]], bool], seconds: float, what: str) -> dict[str, Any]:
         """The next event that is `good`; others are passed over. Raises HostError when none comes in time."""
-        return self.result(self.coming(good, what), seconds, what)
+        with self.coming(good, what) as event:
+            return self.result(event, seconds, what)
 
-    def coming(self, good: Callable[[dict[str, Any]], bool], what: str) -> Future[dict[str, Any]]:
-        """The next event that is `good`, to be asked for at any time; `result` waits for it. One at a time."""
+    @contextmanager
+    def coming(self, good: Callable[[dict[str, Any]], bool], what: str) -> Iterator[Future[dict[str, Any]]]:
+        """The next event that is `good`, looked for in the body and no longer: it would take a later one's events.
+
+        It may be asked for at any time; `result` waits for it. One at a time.
+        """
+        looking: asyncio.Task[Any] | None = None
 
         async def find() -> dict[str, Any]:
+            nonlocal looking
+            looking = asyncio.current_task()
             gone = asyncio.ensure_future(self._disconnected())
             coming = asyncio.ensure_future(self._events.get())
             try:
@@ -107,7 +116,16 @@ class Monitor:
             finally:
                 await _cancelled(coming, gone)
 
-        return asyncio.run_coroutine_threadsafe(find(), self._loop)
+        async def end() -> None:
+            await _cancelled(looking)
+
+        found = asyncio.run_coroutine_threadsafe(find(), self._loop)
+        try:
+            yield found
+        finally:
+            found.cancel()
+            if not self._loop.is_closed():
+                self._run(end(), ANSWER_SECONDS, "be left alone")
 
     def next_event(self, seconds: float) -> dict[str, Any] | None:
         """What QEMU says next by itself, or None when it says nothing for so long, be it alive or gone."""

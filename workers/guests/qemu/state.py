@@ -17,6 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,18 +46,24 @@ class _Stream:
         self._ours, theirs = socket.socketpair()
         # A QEMU that takes nothing must not keep us for ever; 64-bit struct timeval.
         self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(STATE_SECONDS), 0))
-        with theirs:
-            monitor.send_descriptor("stream", theirs.fileno())
+        try:
+            with theirs:
+                monitor.send_descriptor("stream", theirs.fileno())
+        except BaseException:
+            self._ours.close()
+            raise
         self._thread = threading.Thread(target=self._carry, args=(send,), name="device state", daemon=True)
         self._thread.start()
 
     def _carry(self, send: Send) -> None:
-        try:
-            while piece := self._ours.recv(_PIECE):
-                send(piece)
-            send(b"")
-        except (OSError, DrovewayError):  # whoever waits for this state's end learns the reason itself
-            self._hang_up()
+        with contextlib.ExitStack() as unless_ended:
+            unless_ended.callback(self._hang_up)  # QEMU would wait for whoever takes no more
+            # Whoever waits for this state's end learns the reason itself.
+            with contextlib.suppress(OSError, DrovewayError):
+                while piece := self._ours.recv(_PIECE):
+                    send(piece)
+                send(b"")
+                unless_ended.pop_all()
 
     def write(self, piece: bytes) -> None:
         """Raises HostError when QEMU takes no more: it has ended, or given its migration up."""
@@ -86,22 +93,31 @@ class _State:
         self._name = name
         self._monitor = monitor
         self._last_words = last_words
-        # What QEMU's own migration of the RAM left on would spoil this one.
-        states = {**ALL_OFF, **dict.fromkeys((*_ON, *more), True)}
-        asked = [{"capability": capability, "state": state} for capability, state in states.items()]
-        monitor.execute("migrate-set-capabilities", capabilities=asked)
-        monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH, tls_creds="")
-        self._stream = _Stream(name, monitor, send)
+        self._send = send
+        self._capabilities = (*_ON, *more)
 
     def __enter__(self) -> Self:
+        with contextlib.ExitStack() as cleanup:
+            # What QEMU's own migration of the RAM left on would spoil this one.
+            states = {**ALL_OFF, **dict.fromkeys(self._capabilities, True)}
+            asked = [{"capability": capability, "state": state} for capability, state in states.items()]
+            self._monitor.execute("migrate-set-capabilities", capabilities=asked)
+            self._monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH, tls_creds="")
+            self._stream = _Stream(self._name, self._monitor, self._send)
+            cleanup.callback(self._stream.close)
+            self._begin(cleanup)
+            self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._cleanup.close()
 
-    def _migration(self, *wanted: str) -> Future[dict[str, Any]]:
+    def _begin(self, cleanup: contextlib.ExitStack) -> None:
+        """What is to be done once there is a stream; `cleanup` undoes it."""
+
+    def _migration(self, *wanted: str) -> AbstractContextManager[Future[dict[str, Any]]]:
         """The coming event that says that the migration is in one of these states, or has failed."""
         return self._monitor.coming(_is_migration({*wanted, "failed", "cancelled"}), "move its device state")
 
@@ -124,13 +140,13 @@ class OutgoingQemuState(_State):
 
     def pause(self) -> None:
         """Send what can go while the guest runs; when this returns it is paused and its disks are drained."""
-        paused = self._migration("pre-switchover")
-        self._monitor.execute("migrate", uri="fd:stream")
-        self._checked(self._monitor.result(paused, STATE_SECONDS, "pause for the switch-over"))
+        with self._migration("pre-switchover") as paused:
+            self._monitor.execute("migrate", uri="fd:stream")
+            self._checked(self._monitor.result(paused, STATE_SECONDS, "pause for the switch-over"))
 
     def save(self) -> None:
         """Let QEMU send its devices' state."""
-        self._completed = self._migration("completed")
+        self._completed = self._cleanup.enter_context(self._migration("completed"))
         self._monitor.execute("migrate-continue", state="pre-switchover")
 
     def answer(self, piece: bytes) -> None:
@@ -148,10 +164,9 @@ class OutgoingQemuState(_State):
 class IncomingQemuState(_State):
     """Implements `workers.guests.contract.IncomingState`."""
 
-    def __init__(self, name: str, monitor: Monitor, last_words: Callable[[], str], send: Send) -> None:
-        super().__init__(name, monitor, last_words, send)
-        self._completed = self._migration("completed")
-        monitor.execute("migrate-incoming", uri="fd:stream")
+    def _begin(self, cleanup: contextlib.ExitStack) -> None:
+        self._completed = cleanup.enter_context(self._migration("completed"))
+        self._monitor.execute("migrate-incoming", uri="fd:stream")
 
     def feed(self, piece: bytes) -> None:
         """To QEMU, which loads while it reads."""
