@@ -7,6 +7,7 @@
     destination: migrate-incoming fd:stream … ← completed; paused still (-S)
 
 A source that fails before its `completed` resumes the guest by itself (QEMU does), which is right: it owns it still.
+Not while it waits at pre-switchover, where the guest stays paused until `migrate_cancel`.
 """
 
 from __future__ import annotations
