@@ -29,7 +29,7 @@ from workers.guests.local import LocalGuests
 from workers.guests.qemu.blockers import blockers_at_source
 from workers.guests.qemu.guest import BINARY, QemuGuest
 from workers.guests.qemu.inspection import facts_of
-from workers.guests.qemu.monitor import CONNECT_SECONDS, Monitor
+from workers.guests.qemu.monitor import CONNECT_SECONDS, CommandRefusedError, Monitor
 from workers.guests.qemu.probing import START_SECONDS, probed
 from workers.guests.qemu.queries import machine_memory
 from workers.guests.qemu.spec import QemuGuestSpec
@@ -185,6 +185,9 @@ def test_a_migration_of_somebody_elses(guests: LocalGuests, guest: QemuGuest) ->
                 monitor.send_descriptor("away", theirs.fileno())
             monitor.execute("migrate", uri="fd:away")
         assert found(guest) == ["migrating"]
+        with pytest.raises(CommandRefusedError), guest.outgoing_state(lambda piece: None):
+            pass
+        assert not guest.stopped_here  # nothing that would be ended with it
         tell(guest, "migrate_cancel")
     until("the end of it", lambda: found(guest) == [], 30)
     twin = guests.incoming(guest.description() | {"name": "vm2"} | {"shape": renamed(guest, "vm2")})

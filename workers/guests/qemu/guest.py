@@ -191,8 +191,9 @@ class QemuGuest:
     @contextlib.contextmanager
     def outgoing_state(self, send: Send) -> Iterator[OutgoingState]:
         """QEMU's own migration, without the RAM; within it, `stop` lets QEMU pause the guest for the switch-over."""
-        self.stopped_here = True  # from now on QEMU may pause it by itself
         with OutgoingQemuState(self.name, self._moving(), self._last_words, send) as state:
+            # Not before: where somebody else's migration is under way that is refused, and ending it is not ours to do.
+            self.stopped_here = True
             self._outgoing = state
             try:
                 yield state
