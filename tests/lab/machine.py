@@ -29,6 +29,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LAB = REPOSITORY / ".lab"
 SHARE_IN_GUEST = Path("/run/share")
 HOST_IN_GUEST = "10.0.2.2"  # QEMU's user network leads this address to the host's loopback
+#: PCI addresses of the devices of a machine with `spare` ones.
+SPARE_CARD, SPARE_DISK = "0000:00:10.0", "0000:00:11.0"
 
 # x86-64-v2. Newer models are slower here: with `erms` the kernel copies by `rep movsb`, which TCG executes byte by byte
 # (rxe: 105 MB/s with this model, 37 with `max`).
@@ -148,15 +150,25 @@ class Machine:
     """
 
     def __init__(
-        self, name: str, memory: str = "3G", cpus: int = 1, link: LinkEnd | None = None, *, terminal: bool = False
+        self,
+        name: str,
+        memory: str = "3G",
+        cpus: int = 1,
+        link: LinkEnd | None = None,
+        *,
+        terminal: bool = False,
+        spare: bool = False,
     ) -> None:
         """`memory` is taken from the host as it is touched. With `terminal` the console is our own stdin and stdout.
+
+        With `spare` it has an IOMMU, and behind it a card and an NVMe controller that no driver has: for vfio.
 
         A second processor makes emulation slower (importing Celery: 8 to 17 s, not 5 to 11, on a busy host) and rxe no
         faster.
         """
         self.name = name
         self._memory, self._cpus, self._link, self._terminal = memory, cpus, link, terminal
+        self._spare = spare
         self._running: dict[int, Running] = {}
         self._changed = threading.Condition()
         self._ready = False
@@ -303,6 +315,7 @@ class Machine:
     def _command(self, port: int) -> list[str]:
         python = os.path.realpath(sys.executable)
         boot = f"console=ttyS0 panic=-1 quiet mitigations=off repository={REPOSITORY} python={python}"
+        boot += " intel_iommu=on" if self._spare else ""
         console = self._directory / "console"
         serial = f"stdio,signal=off,logfile={console}" if self._terminal else f"file,path={console}"
         command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
@@ -324,7 +337,16 @@ class Machine:
             "-device",
             "virtio-net-pci,netdev=host,mac=52:54:00:00:02:01,romfile=",
         ]
+        if self._spare:
+            command += ["-device", "intel-iommu", "-device", f"e1000e,addr={_slot(SPARE_CARD)},romfile="]
+            command += ["-blockdev", "null-co,node-name=spare,size=16777216,read-zeroes=on"]
+            command += ["-device", f"nvme,drive=spare,serial=spare,addr={_slot(SPARE_DISK)}"]
         return command
+
+
+def _slot(address: str) -> str:
+    """Of a device on the root bus, as its `addr` has it."""
+    return address.rpartition(":")[2]
 
 
 @contextlib.contextmanager

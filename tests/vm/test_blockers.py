@@ -1,7 +1,7 @@
 """What keeps a virtual machine from being moved, each kind provoked in a real QEMU and found beforehand.
 
-Not here, for want of hardware and of modules in this kernel: vfio, vdpa and nvme:// (QEMU opens none of them without a
-device), registered buffers (Debian's QEMU 7.2 is built without blkio), and a QEMU that lacks x-ignore-shared. For those
+Not here, since they take an IOMMU: vfio and nvme:// (tests/lab/inside/passed_through.py). Nowhere, for want of modules:
+vdpa, registered buffers (Debian's QEMU 7.2 is built without blkio), and a QEMU that lacks x-ignore-shared. For those
 tests/unit/test_qemu_blockers.py gives the judgement the words that QEMU would use.
 """
 
