@@ -130,6 +130,8 @@ def _tracking(migration: Migration, link: Link, guest: Guest, ram: Ram) -> Itera
         tracker = Forgetful(tracker)
     try:
         _protect(guest, tracker.start)
+        if guest.drained_by:
+            migration.progress.merge("choices", {"drain": guest.drained_by})
         yield tracker
     finally:
         tracker.close()

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from config.errors import HostError
-from workers.guests.qemu.draining import drains, tried
+from workers.guests.qemu.draining import drains, known_to_drain, tried
 from workers.guests.qemu.monitor import Monitor
 
 
@@ -68,3 +68,36 @@ def test_a_qemu_that_cannot_be_tried_does_not_drain(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("workers.guests.qemu.draining.probed", gone)
     assert drains(Path("qemu")) is False
+
+
+def test_a_binary_that_drains_is_tried_once_and_another_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+    told = iter((False, True, True))
+
+    def drains(binary: Path) -> bool:
+        tries.append(binary.name)
+        return next(told)
+
+    monkeypatch.setattr("workers.guests.qemu.draining.drains", drains)
+    notes, old, new = (tmp_path / name for name in ("notes", "old", "new"))
+    old.write_bytes(b"old")
+    new.write_bytes(b"newer")
+    assert not known_to_drain(old, notes)
+    assert [known_to_drain(each, notes) for each in (old, old, new, new, old)] == [True] * 5
+    assert tries == ["old", "old", "new"]
+    assert not list(tmp_path.glob("notes.*"))
+    assert not known_to_drain(tmp_path / "gone", notes)
+
+
+@pytest.mark.parametrize("harmed", [b"", b"{}", b"\xff", b"[1, 2"])
+def test_notes_that_were_harmed_are_no_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmed: bytes) -> None:
+    told = iter((False, True))
+    monkeypatch.setattr("workers.guests.qemu.draining.drains", lambda binary: next(told))
+    notes, binary = tmp_path / "notes", tmp_path / "qemu"
+    notes.write_bytes(harmed)
+    binary.write_bytes(b"qemu")
+    assert not known_to_drain(binary, notes)
+    assert known_to_drain(binary, notes)
+    assert known_to_drain(binary, notes)

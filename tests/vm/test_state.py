@@ -144,7 +144,7 @@ def test_an_empty_transaction_drains_and_the_trial_would_see_it_if_it_did_not(mo
 def test_where_it_does_not_drain_the_guest_is_paused_while_pages_are_protected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.guests.qemu.guest.drains", lambda binary: False)
+    monkeypatch.setattr("workers.guests.qemu.guest.known_to_drain", lambda binary, notes: False)
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
     guests = LocalGuests(tmp_path / "state", tmp_path)

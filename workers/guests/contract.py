@@ -115,6 +115,11 @@ class Guest(Protocol):
         """
         ...
 
+    @property
+    def drained_by(self) -> str:
+        """The QMP command by which `protect` waits for block I/O; empty where it has none, or was not called yet."""
+        ...
+
     def outgoing_state(self, send: Send) -> AbstractContextManager[OutgoingState]:
         """Make ready to hand device state over; the guest runs on. `stop`, then `save`, within the context."""
         ...

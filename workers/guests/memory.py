@@ -107,6 +107,11 @@ class MemoryGuest:
         """Nothing to wait for: this guest has no devices that write to its memory."""
         return protecting()
 
+    @property
+    def drained_by(self) -> str:
+        """Nothing, as there is nothing to drain."""
+        return ""
+
     def announce(self) -> None:
         """Nothing to tell: this guest has no network."""
 

@@ -98,6 +98,9 @@ def _choices(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("recommended", str(chosen["recommended"])))
     if "tracker" in chosen:
         rows.append(("dirty tracker", f"{chosen['tracker']}: {chosen.get('tracker-reason', '')}"))
+    if "drain" in chosen:
+        pauses = ", which pauses the guest in each round" if chosen["drain"] == "stop" else ""
+        rows.append(("block I/O", f"drained by {chosen['drain']}{pauses}"))
     return rows + [("instead", note) for note in facts.notes]
 
 

@@ -1,15 +1,20 @@
 """Whether an empty `transaction` waits for all block I/O of a QEMU: tried, since no document promises it.
 
 Another QEMU of the same binary, without a machine, copies between two invented disks that take their time; what was
-under way when the transaction began must be done when it is answered. 2.2 s, and the guest notices nothing.
+under way when the transaction began must be done when it is answered. 2.2 s, and the guest notices nothing. A binary
+that drains always will, and is noted down; one that does not, or stays in doubt, is tried again at the next move.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from config.errors import HostError
 from workers.guests.qemu.monitor import Monitor
@@ -24,6 +29,35 @@ _LATENCY = 2.0
 _WAITED = 1.0
 _TRIES = 3
 _SIZE = 1 << 20
+#: Binaries that are remembered: a host has one, and during an upgrade two.
+_MOST = 8
+
+
+def known_to_drain(binary: Path, notes: Path) -> bool:
+    """`drains`, unless `notes`, a file of ours, says of this very binary that it does."""
+    try:
+        found = binary.stat()
+    except OSError:  # its process is gone, which others tell better
+        return False
+    this = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+    known = _noted(notes)
+    if this in known:
+        return True
+    if not drains(binary):
+        return False
+    with contextlib.suppress(OSError):  # then it is tried again
+        fresh = notes.with_name(f"{notes.name}.{os.getpid()}")
+        fresh.write_text(json.dumps([this, *known][:_MOST]))
+        fresh.replace(notes)
+    return True
+
+
+def _noted(notes: Path) -> list[Any]:
+    try:
+        known = json.loads(notes.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return known if isinstance(known, list) else []
 
 
 def drains(binary: Path) -> bool:

@@ -25,7 +25,7 @@ from workers.guests.places import make_directory, make_ram, ram_path
 from workers.guests.process_identity import ProcessIdentity
 from workers.guests.qemu.blockers import Reason, blockers_at_destination, blockers_at_source
 from workers.guests.qemu.command import Places, command_line
-from workers.guests.qemu.draining import drains
+from workers.guests.qemu.draining import known_to_drain
 from workers.guests.qemu.injection import userfaultfd_in
 from workers.guests.qemu.inspection import facts_of, needs_of, shape_of
 from workers.guests.qemu.monitor import Monitor
@@ -45,6 +45,8 @@ _PAUSED = frozenset({"paused", "prelaunch", "postmigrate", "finish-migrate", "sa
 
 
 _T = TypeVar("_T")
+#: In the state directory: which of this host's QEMUs are known to drain (draining.py).
+_DRAINING = "qemu-draining.json"
 
 
 class QemuGuest:
@@ -168,13 +170,18 @@ class QemuGuest:
         if stops_to_drain():
             self._drains = False
         elif self._drains is None:
-            self._drains = drains(Path(f"/proc/{self.pid}/exe"))
+            self._drains = known_to_drain(Path(f"/proc/{self.pid}/exe"), self._directory.parents[1] / _DRAINING)
         monitor = self._moving()
         if self._drains:
             protected = protecting()
             monitor.execute("transaction", actions=[])
             return protected
         return self._while_stopped(monitor, protecting)
+
+    @property
+    def drained_by(self) -> str:
+        """`transaction` or `stop`; empty without a disk, or before the first `protect`."""
+        return {None: "", True: "transaction", False: "stop"}[self._drains]
 
     def _while_stopped(self, monitor: Monitor, protecting: Callable[[], _T]) -> _T:
         """`stop` drains the disks, as documented, and costs a running guest a short pause."""
