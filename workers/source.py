@@ -52,6 +52,8 @@ _T = TypeVar("_T")
 _ANSWER = 120.0
 #: The same while the guest is paused, or ten times the downtime limit when that is more.
 _PAUSED_ANSWER = 5.0
+#: Seconds for what of the device state goes while the guest runs: ROMs and video memory, 0.3 to 17 MiB.
+_PREPARING = 60.0
 #: Bytes/s at which a destination hashes all of its memory at least, which the content tracker asks for.
 _SLOWEST_READING = 256 << 20
 
@@ -264,15 +266,19 @@ def _report(
 
 
 def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, ending: Ending) -> None:
-    """Pause, send the rest, give the guest away, and wait until the destination runs it. All of it is downtime.
+    """Pause, send the rest, give the guest away, and wait until the destination runs it: downtime, from the pause on.
 
     What is measured ends when the word that the guest runs arrives here, so it includes that word's way.
     """
     migration, talk = source.migration, source.link.talk
     migration.check()
     transfer.anticipate(ending.remaining)
-    with source.guest.outgoing_state(partial(_send_state, talk)) as state:
-        talk.aside[MessageType.STATE] = lambda message: state.answer(bytes(message.blob))
+    with (
+        source.guest.outgoing_state(partial(_send_state, talk)) as state,
+        talk.aside(MessageType.STATE, lambda message: state.answer(bytes(message.blob))),
+    ):
+        state.prepare()
+        talk.attend(state.prepared, _PREPARING, "the guest's process did not send what goes before the pause")
         with migration.phase("downtime", "device"):
             talk.patience = _patience(source)
             handover.happen(Event.PAUSE)

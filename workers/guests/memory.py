@@ -200,6 +200,12 @@ class _Outgoing:
         self._guest = guest
         self._send = send
 
+    def prepare(self) -> None:
+        """There is nothing that could go."""
+
+    def prepared(self) -> bool:
+        return True
+
     def save(self) -> None:
         self._send(self._guest.save_state())
         self._send(b"")
