@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.own_settings import ALL_OFF, NO_LIMIT, own_settings
 from workers.pairing.agreement import agree
 from workers.pairing.engine import choose, engines
+from workers.qemu_engine import source
 from workers.qemu_engine.passes import Passes
 from workers.rounds.convergence import Limits
 
@@ -210,3 +213,25 @@ def test_no_progress_for_too_long_is_a_stall() -> None:
     later = passes.see(at(3, 150, 50), 12.0)
     assert later is not None
     assert "progress-timeout" in str(later.stalled)
+
+
+# --- the last pass ----------------------------------------------------------------------------------------------------
+
+
+def watched(own: object, seen: Figures, elapsed: float) -> source._Watched:
+    _, parameters = read_options(None, ["downtime-limit=1ms", "on-stall=force"])
+    migration, now = SimpleNamespace(parameters=parameters), time.monotonic()
+    return source._Watched(migration, None, own, Passes(LIMITS), seen, now - elapsed)  # type: ignore[arg-type]
+
+
+def test_what_is_left_when_the_guest_is_paused_may_take_the_time_that_it_takes() -> None:
+    seen = dataclasses.replace(BEGUN, transferred=1000 * MIB, remaining=4000 * MIB)
+    assert source._patience(watched(None, seen, 10)) == pytest.approx(5 + 3 * 40, abs=1)
+    assert source._patience(watched(None, at(9, 1000, 0), 10)) == pytest.approx(5)
+
+
+def test_a_qemu_that_is_too_busy_to_answer_has_not_completed_and_has_not_failed() -> None:
+    answers = [None, BEGUN, None, dataclasses.replace(BEGUN, status="completed")]
+    own = SimpleNamespace(figures_unless_busy=lambda: answers.pop(0))
+    seen = watched(own, BEGUN, 1)
+    assert [seen.completed() for _ in range(4)] == [False, False, False, True]

@@ -41,8 +41,10 @@ _ANSWER = 120.0
 _LOOK = 0.1
 #: Seconds in which QEMU sends nothing at all while it should.
 _SILENCE = 120.0
-#: The same while the guest is paused, or ten times the downtime limit when that is more.
+#: The same while the guest is paused, or ten times the downtime limit when that is more, …
 _PAUSED_SILENCE = 5.0
+#: … and this many times as long as the rest should take.
+_SLOWER = 3
 #: Seconds for the destination to say why its QEMU ended, once ours has noticed.
 _REASON_SECONDS = 2.0
 
@@ -106,7 +108,16 @@ class _Watched:
 
     def look(self) -> None:
         """Take in how it stands. Raises when it failed, or sends nothing any more."""
-        figures = self.own.figures()
+        self._see(self.own.figures())
+
+    def completed(self) -> bool:
+        """Whether it is through, of a QEMU that may still be too busy to say so. Raises as `look`."""
+        if (figures := self.own.figures_unless_busy()) is None:
+            return False
+        self._see(figures)
+        return figures.status == "completed"
+
+    def _see(self, figures: Figures) -> None:
         if figures.transferred != self.figures.transferred or figures.status != self.figures.status:
             self.moved = time.monotonic()
         self.figures = figures
@@ -193,21 +204,20 @@ def _hand_over(watched: _Watched, handover: Handover) -> None:
         watched.own.switch_over()
         migration.progress.update({"state": "device"}, now=True)
         point("source.device")
-        talk.patience = max(_PAUSED_SILENCE, 10 * migration.parameters.downtime_limit_ms / 1e3)
-        _await_completed(watched, talk.patience)
-        handover.await_ready()
+        talk.patience = _patience(watched)
+        handover.await_ready(watched.completed, talk.patience)
         handover.await_taken()
     final = watched.passes.last(watched.figures, watched.elapsed)
     migration.progress.update({"rounds": (*migration.progress.status.rounds, final.to_json())})
     _report(watched)
 
 
-def _await_completed(watched: _Watched, patience: float) -> None:
-    """Raises PeerLostError when nothing is sent for `patience` seconds: a guest that is paused must not stay so."""
-    watched.moved = time.monotonic()
-    while watched.figures.status != "completed":
-        if time.monotonic() - watched.moved > patience:
-            raise PeerLostError(f"QEMU has sent nothing for {patience:g} s of the guest's pause")
-        watched.migration.check()
-        watched.own.wait(_LOOK)
-        watched.look()
+def _patience(watched: _Watched) -> float:
+    """Seconds until the destination has it all: a silent one must not keep the guest paused for ever.
+
+    QEMU answers nothing during its last pass, so that only the time tells which that should take at the pace so far.
+    """
+    allowed = 10 * watched.migration.parameters.downtime_limit_ms / 1e3
+    figures = watched.figures
+    rest = figures.remaining * watched.elapsed / max(1, figures.transferred)
+    return max(_PAUSED_SILENCE, allowed) + _SLOWER * rest
