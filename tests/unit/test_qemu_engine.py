@@ -11,10 +11,11 @@ import pytest
 from config.capabilities import read_options
 from config.errors import RefusedError, RequestError
 from tests.unit.test_offer_and_agreement import offer
+from workers.guests.blocker import Blocker
 from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.own_settings import ALL_OFF, NO_LIMIT, own_settings
 from workers.pairing.agreement import agree
-from workers.pairing.engine import choose, engines
+from workers.pairing.engine import choose, engines, leaving
 from workers.qemu_engine import source
 from workers.qemu_engine.passes import Passes
 from workers.rounds.convergence import Limits
@@ -68,6 +69,32 @@ def test_what_cannot_be_moved_as_asked_is_refused_with_the_reason(
     with pytest.raises(RefusedError, match=words) as refused:
         choose(asked, able, "no file", "too old")
     assert refused.value.reason == "engine"
+
+
+OUTSIDE = Blocker("ram-not-shared", "no file", "start it with one", from_outside=True)
+ANYHOW = Blocker("vfio", "a card", "unplug it")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "itself", "engine", "reasons"),
+    [
+        ("auto", [], None, "droveway", []),
+        ("auto", [OUTSIDE], None, "qemu", []),
+        ("auto", [OUTSIDE, ANYHOW], None, "qemu", ["vfio"]),
+        ("auto", [], "too old", "droveway", []),
+        ("auto", [OUTSIDE], "too old", "droveway", ["ram-not-shared", "engine"]),
+        ("qemu", [], None, "qemu", []),
+        ("qemu", [OUTSIDE], None, "qemu", []),
+        ("qemu", [OUTSIDE], "too old", "qemu", ["engine"]),
+        ("droveway", [OUTSIDE], None, "droveway", ["ram-not-shared"]),
+        ("droveway", [], "too old", "droveway", []),
+    ],
+)
+def test_whatever_engine_is_refused_there_is_a_blocker_that_says_why(
+    asked: str, found: list[Blocker], itself: str | None, engine: str, reasons: list[str]
+) -> None:
+    chosen, blockers = leaving(asked, found, itself)
+    assert (chosen, [each.reason for each in blockers]) == (engine, reasons)
 
 
 def test_both_offers_have_one_outcome_and_it_says_what_qemu_leaves_out() -> None:

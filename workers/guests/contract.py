@@ -99,8 +99,11 @@ class Guest(Protocol):
         """Whether it runs."""
         ...
 
-    def blockers(self) -> list[Blocker]:
-        """All that keeps it from leaving this host, looked for anew; the guest is not touched."""
+    def blockers(self, *, hold: bool = False) -> list[Blocker]:
+        """All that keeps it from leaving this host, looked for anew; the guest is not touched.
+
+        `hold`: what a mover needs to itself is kept for what follows, until `close`; else it is only tried.
+        """
         ...
 
     @property

@@ -89,7 +89,7 @@ class MemoryGuest:
         """Whether it runs."""
         return RunState(self._ask("query-status").value["status"])
 
-    def blockers(self) -> list[Blocker]:
+    def blockers(self, *, hold: bool = False) -> list[Blocker]:  # noqa: ARG002  # nothing is held here
         """None, ever: nothing but this process writes its memory."""
         return []
 
