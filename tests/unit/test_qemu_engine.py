@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from config.capabilities import read_options
-from config.errors import RefusedError, RequestError
+from config.errors import PeerLostError, RefusedError, RequestError
 from tests.unit.test_offer_and_agreement import offer
+from workers.conversation import Conversation
 from workers.guests.blocker import Blocker
 from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.own_settings import ALL_OFF, NO_LIMIT, own_settings
 from workers.pairing.agreement import agree
 from workers.pairing.engine import choose, engines, leaving
-from workers.qemu_engine import source
+from workers.protocol import Message, MessageType, encode
+from workers.qemu_engine import destination, source
 from workers.qemu_engine.passes import Passes
 from workers.rounds.convergence import Limits
+from workers.transports.contract import Endpoint
 
 MIB = 1 << 20
 BOTH = ("droveway", "qemu")
@@ -262,3 +266,36 @@ def test_a_qemu_that_is_too_busy_to_answer_has_not_completed_and_has_not_failed(
     own = SimpleNamespace(figures_unless_busy=lambda: answers.pop(0))
     seen = watched(own, BEGUN, 1)
     assert [seen.completed() for _ in range(4)] == [False, False, False, True]
+
+
+# --- a source that says nothing more ----------------------------------------------------------------------------------
+
+
+class Quiet:
+    """A destination's QEMU that waits, or has loaded after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def figures(self) -> Figures:
+        self._looks -= 1
+        return Figures("active" if self._looks else "completed")
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+
+def await_completed(own: Quiet, *messages: Message) -> None:
+    frames = [encode(message) for message in messages]
+    line = SimpleNamespace(receive=lambda timeout: frames.pop(0) if frames else None)
+    link = SimpleNamespace(talk=Conversation(cast(Endpoint, line), lambda: None))
+    destination._await_completed(SimpleNamespace(check=lambda: None), link, own)  # type: ignore[arg-type]
+
+
+def test_a_source_that_does_not_go_on_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(destination, "_ANSWER", 0)
+    with pytest.raises(PeerLostError, match="does not say any more"):
+        await_completed(Quiet(1000))
+    await_completed(Quiet(1000), Message(MessageType.GOING_ON, {"seconds": 1000}))
+    with pytest.raises(PeerLostError):
+        await_completed(Quiet(1000), *[Message(MessageType.GOING_ON, {"seconds": n}) for n in (1000, 0)])

@@ -14,6 +14,7 @@ Whatever fails before GIVEN resumes the guest here, and resuming a QEMU guest en
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ from workers.rounds.convergence import Limits
 _ANSWER = 120.0
 #: Seconds between two looks when QEMU says nothing: what an operator's eye can use.
 _LOOK = 0.1
+#: Seconds between two words to the destination that this goes on.
+_TOLD_EVERY = 10.0
 #: Seconds in which QEMU sends nothing at all while it should.
 _SILENCE = 120.0
 #: The same while the guest is paused, or ten times the downtime limit when that is more, …
@@ -100,6 +103,14 @@ class _Watched:
     #: When it last sent something.
     moved: float = field(default_factory=time.monotonic)
     forced: bool = False
+    #: When the destination was last told that this goes on.
+    told: float = -math.inf
+
+    def go_on(self) -> None:
+        """Tell the destination, whose QEMU does not say what it receives, that somebody still watches."""
+        if time.monotonic() - self.told > _TOLD_EVERY:
+            self.told = time.monotonic()
+            self.link.talk.say(MessageType.GOING_ON, {"seconds": round(_SILENCE)})
 
     @property
     def elapsed(self) -> float:
@@ -152,6 +163,7 @@ def _follow(watched: _Watched, until_passes: int | None) -> None:
     migration = watched.migration
     while watched.figures.status != "pre-switchover" and watched.passes.count != until_passes:
         migration.check()
+        watched.go_on()
         watched.link.talk.hear_nothing(0)
         watched.own.wait(_LOOK)
         watched.look()
@@ -205,6 +217,7 @@ def _hand_over(watched: _Watched, handover: Handover) -> None:
         migration.progress.update({"state": "device"}, now=True)
         point("source.device")
         talk.patience = _patience(watched)
+        talk.say(MessageType.GOING_ON, {"seconds": math.ceil(talk.patience)})
         handover.await_ready(watched.completed, talk.patience)
         handover.await_taken()
     final = watched.passes.last(watched.figures, watched.elapsed)
