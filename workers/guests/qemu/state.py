@@ -6,7 +6,8 @@
             ← completed                the destination's QEMU said, by the return path, that it has all of it
     destination: migrate-incoming fd:stream … ← completed; paused still (-S)
 
-A source that fails before its `completed` resumes the guest by itself (QEMU does), which is right: it owns it still.
+A source that fails while it sends its devices resumes the guest by itself (QEMU does): it owns it still. One that waits
+in pre-switchover leaves it paused until its migration is cancelled (`leave_no_migration`).
 """
 
 from __future__ import annotations
