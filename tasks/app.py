@@ -26,7 +26,6 @@ from tasks.records import LocalGuest
 from tasks.supervise import Supervisor
 from workers.attempt import MOVER, Attempt, Status
 from workers.dirty.choose import TRACKERS
-from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
@@ -134,13 +133,16 @@ def offered(settings: Settings) -> Offered:
 
 
 def owned_guests(settings: Settings, guests: LocalGuests) -> list[LocalGuest]:
-    """The guests that this host's journals let run here, with the highest epoch that they have seen."""
+    """The guests that this host's journals let run here, with the highest epoch that they have seen.
+
+    The journal alone tells a twin that is incoming: it was begun before the twin. So a heartbeat waits for no guest.
+    """
     state_dir = settings.host.state_dir
     epochs = highest_epochs(state_dir)
     return [
         LocalGuest(guest.name, guest.memory, epochs.get(guest.name, 0))
-        for guest in guests.list()
-        if guest.memory is not None and guest.status is not RunState.INMIGRATE and owned_here(state_dir, guest.name)
+        for guest in guests.list(ask=False)
+        if guest.memory is not None and owned_here(state_dir, guest.name)
     ]
 
 

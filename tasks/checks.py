@@ -3,7 +3,8 @@
     producer ── CheckRequest ──► source worker       its blockers, and what it would tell a destination  ──► check:C
     producer ── CheckRequest ──► destination worker  reads that, and looks whether it has all of it      ──► check:C
 
-Nothing is reserved, started or written down; an answer goes away by itself.
+Nothing is reserved, and nothing of the guest is started: the destination asks a QEMU without a machine, and opens the
+guest's taps for a moment, by which their carrier comes and goes. Answers lie in Redis for ten minutes.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from tasks.ledger.ledger import Ledger
 from tasks.messages import DOORBELL_LIFETIME, CheckRequest, Message, MigrateRequest
 from tasks.queues import queues_for
 from tasks.records import Checked, Fleet, Obstacle
-from workers.guests.blocker import Blocker, left_to_qemu, read_blockers, standing
+from workers.guests.blocker import Blocker, read_blockers, standing
 from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
 from workers.pairing.contract import Side
+from workers.pairing.engine import leaving
 from workers.pairing.keys import Keys
 
 #: Seconds in which a worker must have answered: it starts a QEMU to ask it, and may have other checks before this one.
@@ -106,17 +108,14 @@ class Examiner:
     def _leaving(self, request: CheckRequest) -> dict[str, Any]:
         guest = self.guests.open(request.guest)
         try:
-            found, not_by_itself = guest.blockers(), guest.not_by_itself
-            by_qemu = left_to_qemu(found, request.engine, not_by_itself)
-            blockers = standing(found, by_qemu=by_qemu)
+            engine, blockers = leaving(request.engine, guest.blockers(), guest.not_by_itself)
             if (status := guest.status()) is not RunState.RUNNING:
                 paused = f"{request.guest} is {status}, not running"
                 blockers.append(Blocker("not-running", paused, "let it run, or see `droveway reconcile`"))
             described = guest.description()
         finally:
             guest.close()
-        engine = "qemu" if by_qemu else "droveway"
-        return {"blockers": [each.to_json() for each in blockers], "description": described, "engine": engine}
+        return {"blockers": [each.to_json() for each in blockers], "description": described, "engine": engine.value}
 
     def _coming(self, request: CheckRequest) -> dict[str, Any]:
         said = self.checks.find(request.check, Side.SOURCE)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from config.errors import MessageError, PeerError, PeerLostError, PeerRefusedError
@@ -20,6 +20,12 @@ _LOOK_UP = 0.2
 _GLANCE = 0.001
 #: What a reason may look like: it becomes a word in records and metrics.
 _REASON = re.compile(r"[a-z][a-z-]{0,40}")
+
+
+def _out_of_turn(message: Message) -> PeerError | MessageError:
+    if message.type is MessageType.ABORT:
+        return PeerError("the other side gave the migration up")
+    return MessageError(f"the other side said {message.type.name} out of turn")
 
 
 def _reported(message: Message) -> PeerError:
@@ -38,8 +44,7 @@ class Conversation:
     def __init__(self, endpoint: Endpoint, check: Callable[[], None]) -> None:
         self._endpoint = endpoint
         self._check = check
-        #: Messages that may come at any time, and who takes them when they do: nobody else hears of them.
-        self.aside: dict[MessageType, Callable[[Message], None]] = {}
+        self._aside: dict[MessageType, Callable[[Message], None]] = {}
         #: No wait for the peer lasts longer than this, in seconds: lowered while a guest is paused.
         self.patience = math.inf
 
@@ -47,20 +52,36 @@ class Conversation:
         """Send one message."""
         self._endpoint.send(encode(Message(kind, body or {}, blob)))
 
+    @contextlib.contextmanager
+    def aside(self, kind: MessageType, taker: Callable[[Message], None]) -> Iterator[None]:
+        """Let messages of this kind, which may come at any time, go to `taker` alone for the time of the body."""
+        self._aside[kind] = taker
+        try:
+            yield
+        finally:
+            del self._aside[kind]
+
     def hear(self, timeout: float) -> Message | None:
         """The next message, or None: none came in `timeout` seconds, or one that went aside.
 
         Raises PeerError when the peer reports its own failure.
         """
-        frame = self._endpoint.receive(timeout)
-        if frame is None:
-            return None
-        message = decode(frame)
-        if message.type is MessageType.ERROR:
-            raise _reported(message)
-        if (taker := self.aside.get(message.type)) is not None:
+        message = self._receive(timeout)
+        if message is not None and (taker := self._aside.get(message.type)) is not None:
             taker(message)
             return None
+        return message
+
+    def hear_nothing(self, timeout: float) -> None:
+        """As `hear`, of a peer that has nothing to say now, unless that it failed or gave up, and what goes aside."""
+        if (message := self.hear(timeout)) is not None:
+            raise _out_of_turn(message)
+
+    def _receive(self, timeout: float) -> Message | None:
+        frame = self._endpoint.receive(timeout)
+        message = None if frame is None else decode(frame)
+        if message is not None and message.type is MessageType.ERROR:
+            raise _reported(message)
         return message
 
     def expect(self, kinds: Collection[MessageType], timeout: float) -> Message:
@@ -73,10 +94,8 @@ class Conversation:
             message = self.hear(min(_LOOK_UP, max(0.0, left)))
             if message is not None and message.type in kinds:
                 return message
-            if message is not None and message.type is MessageType.ABORT:
-                raise PeerError("the other side gave the migration up")
             if message is not None:
-                raise MessageError(f"the other side said {message.type.name} out of turn")
+                raise _out_of_turn(message)
             if left <= 0:
                 names = " or ".join(kind.name for kind in kinds)
                 raise PeerLostError(f"the other side did not say {names} within {timeout:g} s")
@@ -86,11 +105,7 @@ class Conversation:
         deadline = time.monotonic() + min(timeout, self.patience)
         while not done():
             self._check()
-            message = self.hear(_GLANCE)
-            if message is not None and message.type is MessageType.ABORT:
-                raise PeerError("the other side gave the migration up")
-            if message is not None:
-                raise MessageError(f"the other side said {message.type.name} out of turn")
+            self.hear_nothing(_GLANCE)
             if time.monotonic() > deadline:
                 raise PeerLostError(f"{what} within {timeout:g} s")
 
@@ -104,16 +119,16 @@ class Conversation:
 
     def why_lost(self, lost: PeerLostError) -> PeerError:
         """What the peer said of its own failure before it left, else `lost`: who writes notices the end first."""
-        while True:
-            try:
-                if self.hear(0) is None:
-                    return lost
-            except PeerLostError:
-                return lost
-            except PeerError as said:
-                return said
-            except MessageError:
-                return lost
+        try:
+            while self._receive(0) is not None:  # whatever else it said is for nobody any more
+                pass
+        except PeerLostError:
+            pass
+        except PeerError as said:
+            return said
+        except MessageError:
+            pass
+        return lost
 
     def report_failure(self, reason: str, message: str) -> None:
         """Tell the peer why this side gives up, if it still listens."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 
 from config.capabilities import EngineChoice
 from config.capabilities import MigrationCapability as Capability
 from config.errors import MessageError, RefusedError, VerifyError
+from workers.conversation import Conversation
 from workers.digests import PageDigests, differing, rollup_unit
 from workers.guests.blocker import refuse_blocked, standing
 from workers.guests.contract import Guest
@@ -94,9 +96,9 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
     assert handover.guest is not None
     with (
         Incoming(link.endpoint, talk, ram, digests, _SILENCE) as incoming,
-        handover.guest.incoming_state(lambda piece: talk.say(MessageType.STATE, blob=piece)) as state,
+        handover.guest.incoming_state(partial(_answer, talk)) as state,
+        talk.aside(MessageType.STATE, lambda message: state.feed(bytes(message.blob))),
     ):
-        talk.aside[MessageType.STATE] = lambda message: state.feed(bytes(message.blob))
         with migration.phase("rounds", "active"):
             said = incoming.serve(lambda: _report(migration, incoming))
         with migration.phase("handover", "device"):
@@ -105,6 +107,12 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
             talk.attend(state.loaded, _LOADING, "the guest did not load its device state")
             handover.happen(Event.LOADED)
             handover.await_decision()
+
+
+def _answer(talk: Conversation, piece: bytes) -> None:
+    """What QEMU says back, but not that it hung up: it does when it cannot load, and the reason is told by ERROR."""
+    if piece:
+        talk.say(MessageType.STATE, blob=piece)
 
 
 def _report(migration: Migration, incoming: Incoming) -> None:

@@ -43,14 +43,8 @@ class Link:
     destination: Offer
 
 
-def engine_of(migration: Migration, not_from_outside: str | None, not_by_itself: str | None) -> EngineChoice:
-    """Who will move this guest, as its source sees it. Raises RefusedError (`engine`), before anything is touched."""
-    able = engines(not_from_outside, not_by_itself)
-    return choose(migration.parameters.engine, able, not_from_outside, not_by_itself).name
-
-
 def engine_offered(migration: Migration, theirs: Offer) -> EngineChoice:
-    """The same as the destination sees it. Raises RefusedError (`engine`)."""
+    """Who will move this guest, as the destination sees it. Raises RefusedError (`engine`)."""
     return choose(migration.parameters.engine, theirs.engines, theirs.not_from_outside).name
 
 

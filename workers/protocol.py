@@ -15,6 +15,7 @@
     engine=qemu, instead of all of these (qemu_engine/):
       CALLING certificate's name ──────────────►  let QEMU wait for it
       ◄──────────────── LISTENING address, port
+      GOING_ON seconds ────────────────────────►  (now and then) wait so long for the next word, or for QEMU's end
       ══ QEMU's own migration stream ═══════════  device state and all; then READY, as below
       … the switch-over begins: device state that is large and at rest goes while the guest still runs …
       STATE piece ─────────────────────────────►  load
@@ -29,7 +30,8 @@
 
 A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
 table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE; 3 made
-STATE a stream, both ways and at any time, gave the digests a message of their own, and brought CALLING and LISTENING.
+STATE a stream, both ways and at any time, gave the digests a message of their own, and brought CALLING and LISTENING;
+4 brought GOING_ON.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ import numpy as np
 from config.errors import MessageError
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
 
-VERSION = 3
+VERSION = 4
 _MAGIC = b"DRVW"
 _HEADER = struct.Struct("!4sBBHII")
 _REGION = np.dtype([("start", ">u8"), ("end", ">u8"), ("address", ">u8"), ("key", ">u8")])
@@ -73,6 +75,7 @@ class MessageType(IntEnum):
     DIGESTS = 16
     CALLING = 17
     LISTENING = 18
+    GOING_ON = 19
 
 
 #: Which JSON keys each type carries, and their types. More, fewer, or others: refused.
@@ -95,6 +98,7 @@ _BODIES: Mapping[MessageType, Mapping[str, type]] = {
     MessageType.DIGESTS: {},
     MessageType.CALLING: {"name": str},
     MessageType.LISTENING: {"address": str, "port": int, "name": str},
+    MessageType.GOING_ON: {"seconds": int},
 }
 
 

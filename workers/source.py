@@ -21,16 +21,17 @@ from workers.dirty.content import CHUNK, ContentTracker, Digests
 from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.fault_injection import damages_state, drops_final_dirty, leaves_out_drain, point
-from workers.guests.blocker import left_to_qemu, obstacle_from_outside, refuse_blocked, standing
+from workers.guests.blocker import obstacle_from_outside, refuse_blocked
 from workers.guests.contract import Guest, RunState
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
 from workers.handover.states import Event, State
-from workers.link import Link, engine_of, link_as_source, ram_for, refusals_told
+from workers.link import Link, link_as_source, ram_for, refusals_told
 from workers.migration import Migration
 from workers.pairing.agreement import pins
 from workers.pairing.contract import Side
+from workers.pairing.engine import leaving
 from workers.protocol import MessageType
 from workers.qemu_engine import source as qemu_engine
 from workers.ram import Ram
@@ -52,6 +53,8 @@ _T = TypeVar("_T")
 _ANSWER = 120.0
 #: The same while the guest is paused, or ten times the downtime limit when that is more.
 _PAUSED_ANSWER = 5.0
+#: Seconds for what of the device state goes while the guest runs: ROMs and video memory, 0.3 to 17 MiB.
+_PREPARING = 60.0
 #: Bytes/s at which a destination hashes all of its memory at least, which the content tracker asks for.
 _SLOWEST_READING = 256 << 20
 
@@ -61,8 +64,7 @@ def run(migration: Migration) -> None:
     job, host = migration.job, migration.settings.host
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
         guest = _running_guest(LocalGuests(host.state_dir, host.ram_dir), job.guest)
-        not_from_outside, not_by_itself = _obstacles(migration, guest)
-        engine = engine_of(migration, not_from_outside, not_by_itself)
+        engine, not_from_outside = _engine(migration, guest)
         journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
         handover = Handover(journal, migration.pairing, State.OWNING, guest)
         with handover.guarded():
@@ -78,12 +80,12 @@ def run(migration: Migration) -> None:
             handover.happen(Event.TAKEN)
 
 
-def _obstacles(migration: Migration, guest: Guest) -> tuple[str | None, str | None]:
-    """Why we, and why QEMU, cannot move this guest. Raises RefusedError (`blocked`) where neither may."""
-    found, not_by_itself = guest.blockers(), guest.not_by_itself
-    by_qemu = left_to_qemu(found, migration.parameters.engine, not_by_itself)
-    refuse_blocked(migration.job.guest, migration.job.host, standing(found, by_qemu=by_qemu), not_by_itself)
-    return obstacle_from_outside(found), not_by_itself
+def _engine(migration: Migration, guest: Guest) -> tuple[EngineChoice, str | None]:
+    """Who moves this guest, and why we cannot, if so. Raises RefusedError (`blocked`) before anything is touched."""
+    found = guest.blockers(hold=True)
+    engine, blockers = leaving(migration.parameters.engine, found, guest.not_by_itself)
+    refuse_blocked(migration.job.guest, migration.job.host, blockers)
+    return engine, obstacle_from_outside(found)
 
 
 def _running_guest(guests: LocalGuests, name: str) -> Guest:
@@ -266,15 +268,19 @@ def _report(
 
 
 def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, ending: Ending) -> None:
-    """Pause, send the rest, give the guest away, and wait until the destination runs it. All of it is downtime.
+    """Pause, send the rest, give the guest away, and wait until the destination runs it: downtime, from the pause on.
 
     What is measured ends when the word that the guest runs arrives here, so it includes that word's way.
     """
     migration, talk = source.migration, source.link.talk
     migration.check()
     transfer.anticipate(ending.remaining)
-    with source.guest.outgoing_state(partial(_send_state, talk)) as state:
-        talk.aside[MessageType.STATE] = lambda message: state.answer(bytes(message.blob))
+    with (
+        source.guest.outgoing_state(partial(_send_state, talk)) as state,
+        talk.aside(MessageType.STATE, lambda message: state.answer(bytes(message.blob))),
+    ):
+        state.prepare()
+        talk.attend(state.prepared, _PREPARING, "the guest's process did not send what goes before the pause")
         with migration.phase("downtime", "device"):
             talk.patience = _patience(source)
             handover.happen(Event.PAUSE)

@@ -91,6 +91,16 @@ def test_a_guest_of_that_name_is_there_already(alpha: Command, fleet: LocalFleet
         fleet.hosts["beta"].guests.stop("web") if fleet.hosts["beta"].guests.holds("web") else None
 
 
+def test_an_engine_that_would_be_refused_to_the_migration_too(alpha: Command) -> None:
+    said = refused(alpha, "web", "--to", "beta", "--set", "engine=qemu")
+    assert [(each["host"], each["reason"], each["remedy"]) for each in said["blockers"]] == [
+        ("alpha", "engine", "use engine=auto or droveway")
+    ]
+    ended, out, _ = alpha("migrate", "web", "--to", "beta", "--set", "engine=qemu", "--json")
+    assert ended != 0
+    assert "it is not a QEMU guest (engine)" in out
+
+
 def test_a_guest_that_stands_still(alpha: Command, fleet: LocalFleet) -> None:
     fleet.hosts["alpha"].guests.open("web").stop()
     said = refused(alpha, "web", "--to", "beta")

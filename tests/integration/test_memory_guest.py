@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from config.errors import HostError, RefusedError, RequestError
+from tasks.app import owned_guests
 from workers.dirty import kernel
 from workers.dirty.mappings import guest_mappings
 from workers.guests import memory as memory_module
@@ -576,6 +578,16 @@ def test_a_process_that_cannot_come_up_is_told_of_and_leaves_nothing(
         hosts["a"].start(SPEC)
     assert hosts["a"].list() == []
     assert hosts.ram_files() == []
+
+
+def test_what_a_host_owns_is_told_without_asking_a_guest_that_may_not_answer(
+    hosts: Hosts, guest: MemoryGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[MemoryGuest] = []
+    monkeypatch.setattr(MemoryGuest, "status", asked.append)
+    settings: Any = SimpleNamespace(host=SimpleNamespace(state_dir=tmp_path / "a"))
+    assert [each.name for each in owned_guests(settings, hosts["a"])] == [guest.name]
+    assert not asked
 
 
 def test_a_leftover_ram_file_is_never_taken_over(hosts: Hosts, guest: MemoryGuest) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from config.errors import MessageError, PeerError, PeerLostError
+from config.errors import HostError, MessageError, PeerError, PeerLostError
 from workers import destination, source
 from workers.conversation import Conversation
 from workers.digests import PageDigests
@@ -30,6 +30,17 @@ class Line:
         if not self._frames:
             raise PeerLostError("the connection ended")
         return self._frames.popleft()
+
+
+class Deaf:
+    """Takes what goes aside for a QEMU that takes no more."""
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def __call__(self, message: Message) -> None:
+        self.heard = True
+        raise HostError("QEMU takes no more")
 
 
 def talk(*messages: Message) -> Conversation:
@@ -58,6 +69,22 @@ def test_the_peers_reason_is_kept_when_it_can_be_one(said: str, kept: str) -> No
     with pytest.raises(PeerError) as caught:
         talk(Message(MessageType.ERROR, {"reason": said, "message": "no"})).hear(0)
     assert caught.value.reason == kept
+
+
+def test_nor_is_it_lost_behind_what_goes_aside_to_somebody_who_takes_no_more() -> None:
+    said = talk(Message(MessageType.STATE, {}, b"piece"), failure("the twin ended"))
+    with said.aside(MessageType.STATE, taken := Deaf()):
+        assert "the twin ended" in str(said.why_lost(PeerLostError("the connection ended")))
+    assert not taken.heard
+
+
+def test_messages_go_aside_for_the_time_of_the_body_alone() -> None:
+    piece = Message(MessageType.STATE, {}, b"piece")
+    said = talk(piece, piece)
+    with pytest.raises(HostError), said.aside(MessageType.STATE, Deaf()):
+        said.hear_nothing(0)
+    with pytest.raises(MessageError, match="STATE out of turn"):
+        said.hear_nothing(0)
 
 
 def test_a_peer_that_left_without_a_word_is_lost() -> None:

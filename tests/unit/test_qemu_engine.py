@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from config.capabilities import read_options
-from config.errors import RefusedError, RequestError
+from config.errors import PeerLostError, RefusedError, RequestError
 from tests.unit.test_offer_and_agreement import offer
+from workers.conversation import Conversation
+from workers.guests.blocker import Blocker
 from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.own_settings import ALL_OFF, NO_LIMIT, own_settings
 from workers.pairing.agreement import agree
-from workers.pairing.engine import choose, engines
+from workers.pairing.engine import choose, engines, leaving
+from workers.protocol import Message, MessageType, encode
+from workers.qemu_engine import destination, source
 from workers.qemu_engine.passes import Passes
 from workers.rounds.convergence import Limits
+from workers.transports.contract import Endpoint
 
 MIB = 1 << 20
 BOTH = ("droveway", "qemu")
@@ -65,6 +73,32 @@ def test_what_cannot_be_moved_as_asked_is_refused_with_the_reason(
     with pytest.raises(RefusedError, match=words) as refused:
         choose(asked, able, "no file", "too old")
     assert refused.value.reason == "engine"
+
+
+OUTSIDE = Blocker("ram-not-shared", "no file", "start it with one", from_outside=True)
+ANYHOW = Blocker("vfio", "a card", "unplug it")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "itself", "engine", "reasons"),
+    [
+        ("auto", [], None, "droveway", []),
+        ("auto", [OUTSIDE], None, "qemu", []),
+        ("auto", [OUTSIDE, ANYHOW], None, "qemu", ["vfio"]),
+        ("auto", [], "too old", "droveway", []),
+        ("auto", [OUTSIDE], "too old", "droveway", ["ram-not-shared", "engine"]),
+        ("qemu", [], None, "qemu", []),
+        ("qemu", [OUTSIDE], None, "qemu", []),
+        ("qemu", [OUTSIDE], "too old", "qemu", ["engine"]),
+        ("droveway", [OUTSIDE], None, "droveway", ["ram-not-shared"]),
+        ("droveway", [], "too old", "droveway", []),
+    ],
+)
+def test_whatever_engine_is_refused_there_is_a_blocker_that_says_why(
+    asked: str, found: list[Blocker], itself: str | None, engine: str, reasons: list[str]
+) -> None:
+    chosen, blockers = leaving(asked, found, itself)
+    assert (chosen, [each.reason for each in blockers]) == (engine, reasons)
 
 
 def test_both_offers_have_one_outcome_and_it_says_what_qemu_leaves_out() -> None:
@@ -210,3 +244,58 @@ def test_no_progress_for_too_long_is_a_stall() -> None:
     later = passes.see(at(3, 150, 50), 12.0)
     assert later is not None
     assert "progress-timeout" in str(later.stalled)
+
+
+# --- the last pass ----------------------------------------------------------------------------------------------------
+
+
+def watched(own: object, seen: Figures, elapsed: float) -> source._Watched:
+    _, parameters = read_options(None, ["downtime-limit=1ms", "on-stall=force"])
+    migration, now = SimpleNamespace(parameters=parameters), time.monotonic()
+    return source._Watched(migration, None, own, Passes(LIMITS), seen, now - elapsed)  # type: ignore[arg-type]
+
+
+def test_what_is_left_when_the_guest_is_paused_may_take_the_time_that_it_takes() -> None:
+    seen = dataclasses.replace(BEGUN, transferred=1000 * MIB, remaining=4000 * MIB)
+    assert source._patience(watched(None, seen, 10)) == pytest.approx(5 + 3 * 40, abs=1)
+    assert source._patience(watched(None, at(9, 1000, 0), 10)) == pytest.approx(5)
+
+
+def test_a_qemu_that_is_too_busy_to_answer_has_not_completed_and_has_not_failed() -> None:
+    answers = [None, BEGUN, None, dataclasses.replace(BEGUN, status="completed")]
+    own = SimpleNamespace(figures_unless_busy=lambda: answers.pop(0))
+    seen = watched(own, BEGUN, 1)
+    assert [seen.completed() for _ in range(4)] == [False, False, False, True]
+
+
+# --- a source that says nothing more ----------------------------------------------------------------------------------
+
+
+class Quiet:
+    """A destination's QEMU that waits, or has loaded after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def figures(self) -> Figures:
+        self._looks -= 1
+        return Figures("active" if self._looks else "completed")
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+
+def await_completed(own: Quiet, *messages: Message) -> None:
+    frames = [encode(message) for message in messages]
+    line = SimpleNamespace(receive=lambda timeout: frames.pop(0) if frames else None)
+    link = SimpleNamespace(talk=Conversation(cast(Endpoint, line), lambda: None))
+    destination._await_completed(SimpleNamespace(check=lambda: None), link, own)  # type: ignore[arg-type]
+
+
+def test_a_source_that_does_not_go_on_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(destination, "_ANSWER", 0)
+    with pytest.raises(PeerLostError, match="does not say any more"):
+        await_completed(Quiet(1000))
+    await_completed(Quiet(1000), Message(MessageType.GOING_ON, {"seconds": 1000}))
+    with pytest.raises(PeerLostError):
+        await_completed(Quiet(1000), *[Message(MessageType.GOING_ON, {"seconds": n}) for n in (1000, 0)])

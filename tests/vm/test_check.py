@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from config.errors import DrovewayError
 from tasks.app import sender
-from tasks.checks import examine
+from tasks.checks import Examiner, examine
 from tasks.cli.following import ending
 from tasks.cli.migrate import request_for
 from tasks.ledger.ledger import Ledger
+from tasks.messages import CheckRequest
 from tests.requirements import missing
 from tests.vm.fleet import VmFleet
-from tests.vm.machine import await_ticks
+from tests.vm.machine import await_ticks, vm_spec
 from workers.guests.contract import RunState
+from workers.guests.local import LocalGuests
+from workers.guests.qemu import guest as qemu_guest
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
 from workers.handover.journal import last_line
+from workers.pairing.contract import Side
 
 
 def checked(vms: VmFleet, guest: QemuGuest) -> list[tuple[str | None, str]]:
@@ -47,7 +55,7 @@ def test_everything_is_said_and_nothing_is_touched(vms: VmFleet, tmp_path: Path)
     with Monitor(guest.name, guest.places.status) as monitor:
         monitor.execute("device_add", driver="virtio-rng-pci", id="more")
         monitor.execute("object-add", qom_type="memory-backend-ram", id="more", size=1 << 20)
-    assert checked(vms, guest) == [("alpha", "more-memory"), ("alpha", "not-in-shape")]
+    assert [reason for _, reason in checked(vms, guest)] == ["more-memory", "not-in-shape", "engine"]  # nor by itself
     message = str(refused(vms, guest))
     assert "more-memory" in message
     assert "not-in-shape" in message
@@ -57,6 +65,25 @@ def test_everything_is_said_and_nothing_is_touched(vms: VmFleet, tmp_path: Path)
         monitor.execute("object-del", id="more")
         monitor.execute("device_del", id="more")
     await_ticks(guest, 3)
+
+
+def test_a_move_that_begins_meanwhile_gets_the_monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guests, answers = LocalGuests(tmp_path / "state", tmp_path), {}
+    guest = guests.start_qemu(vm_spec("vm1"))
+
+    def take(*anything: Any, **more: Any) -> Any:
+        Monitor("vm1", guest.places.monitor).close()
+        return looked(*anything, **more)
+
+    looked = qemu_guest.facts_of
+    monkeypatch.setattr(qemu_guest, "facts_of", take)
+    checks: Any = SimpleNamespace(put=lambda check, side, answer: answers.update(answer))
+    try:
+        asked = CheckRequest(check="c-1", guest="vm1", host="alpha", side=Side.SOURCE)
+        Examiner("alpha", Side.SOURCE, guests, checks).answer(asked)
+        assert answers["blockers"] == [], answers
+    finally:
+        guests.stop("vm1")
 
 
 def test_what_the_destination_sees_is_told_to_the_source(vms: VmFleet) -> None:

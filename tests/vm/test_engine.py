@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from workers.guests.contract import RunState
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.monitor import Monitor
+from workers.guests.qemu.own_migration import OwnMigration
 from workers.guests.qemu.own_settings import own_settings
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.guests.qemu.tls_credentials import calling_name, listening_name
@@ -162,6 +165,52 @@ def test_qemu_neither_calls_nor_lets_in_a_host_of_another_name(tmp_path: Path) -
             assert sender.figures().status == ends, sender.figures()
             guest.cont()
             assert guest.status() is RunState.RUNNING
+
+
+def test_a_last_pass_that_does_not_come_to_its_end_is_cut_off_and_the_guest_goes_on(tmp_path: Path) -> None:
+    """QEMU answers nothing meanwhile, for as long as the other side takes nothing."""
+    guests = LocalGuests(tmp_path / "state", tmp_path)
+    guest = guests.start_qemu(vm_spec("vm1", **ANONYMOUS, rate=1))
+    try:
+        await_ticks(guest, 5)
+        with closing(guest), socket.create_server(("127.0.0.1", 0)) as deaf:
+            connection = in_its_last_pass(guest.own_migration(), deaf)
+            with connection:
+                guest.cont()
+                assert guest.status() is RunState.RUNNING
+                await_ticks(guest, 5)
+    finally:
+        guests.stop("vm1")
+
+
+def in_its_last_pass(own: OwnMigration, deaf: socket.socket) -> socket.socket:
+    """A migration of which almost everything is left for the pause, and nobody takes it: the other end of it."""
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    _, parameters = read_options(None, ["max-bandwidth=1MiB/s"])
+    settings = own_settings({}, parameters, transport="tcp", channels=1)
+    own.prepare(settings.at_source(), settings.parameters)
+    own.press_on()
+    own.set_off(uri("tcp", *deaf.getsockname()))
+    connection, _ = deaf.accept()
+    until("the pause", lambda: drained(connection) and own.figures().status == "pre-switchover", 90)
+    own.switch_over()
+    until("nothing to be said", lambda: silent_for(own, 1), 30)
+    return connection
+
+
+def silent_for(own: OwnMigration, seconds: float) -> bool:
+    own.figures_unless_busy()  # it is asked from now on
+    time.sleep(seconds)
+    return own.figures_unless_busy() is None
+
+
+def drained(connection: socket.socket) -> bool:
+    """Take what there is, so that more can come."""
+    connection.setblocking(False)
+    with suppress(BlockingIOError):
+        while connection.recv(1 << 20):
+            pass
+    return True
 
 
 @contextmanager

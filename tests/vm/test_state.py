@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from config.errors import HostError
+from tests.until import until
 from tests.vm.hand_over import hand_over
 from tests.vm.machine import await_ticks, vm_spec
 from workers.guests.contract import RunState
@@ -69,6 +70,23 @@ def test_it_arrives_and_the_guest_waits_there_until_it_is_told_to_run(hosts: Hos
     twin.announce()
     goes_on(twin)
     assert hosts.guest.status() is RunState.PAUSED
+
+
+def test_what_goes_before_the_pause_goes_while_nobody_waits_for_it(hosts: Hosts) -> None:
+    twin = hosts.make_twin()
+    with (
+        twin.incoming_state(lambda piece: None) as incoming,
+        hosts.guest.outgoing_state(incoming.feed) as outgoing,
+    ):
+        assert not outgoing.prepared()
+        outgoing.prepare()
+        until("the guest's pause", outgoing.prepared, 30)
+        assert hosts.guest.status() is RunState.PAUSED
+        hosts.guest.stop()  # its disks are drained by then, too
+        with Monitor("vm1", hosts.guest.places.status) as monitor:
+            assert monitor.execute("query-migrate")["status"] == "pre-switchover"
+    hosts.guest.cont()
+    goes_on(hosts.guest)
 
 
 def test_a_source_that_has_sent_it_all_can_still_go_on(hosts: Hosts) -> None:

@@ -52,22 +52,13 @@ def obstacle_from_outside(blockers: Sequence[Blocker]) -> str | None:
     return "; ".join(each.what for each in blockers if each.from_outside) or None
 
 
-def left_to_qemu(blockers: Sequence[Blocker], engine: str, not_by_itself: str | None) -> bool:
-    """Whether QEMU is to move the guest, for which `engine` was asked: `auto` takes it where only QEMU will do."""
-    return engine == "qemu" or (
-        engine == "auto" and not_by_itself is None and obstacle_from_outside(blockers) is not None
-    )
-
-
 def standing(blockers: Sequence[Blocker], *, by_qemu: bool) -> list[Blocker]:
     """Those that keep the guest where it is even so."""
     return [each for each in blockers if not (by_qemu and each.from_outside)]
 
 
-def refuse_blocked(guest: str, host: str, blockers: Sequence[Blocker], not_by_itself: str | None = None) -> None:
+def refuse_blocked(guest: str, host: str, blockers: Sequence[Blocker]) -> None:
     """Raises RefusedError (`blocked`) naming all of them; returns when there is none."""
     if blockers:
         named = "; ".join(str(each) for each in blockers)
-        if not_by_itself and any(each.from_outside for each in blockers):
-            named += f"; and QEMU itself cannot move it: {not_by_itself}"
         raise RefusedError(f"{guest} cannot be moved, by what {host} sees: {named}.", BLOCKED)

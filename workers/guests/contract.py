@@ -29,7 +29,15 @@ _T = TypeVar("_T")
 
 
 class OutgoingState(Protocol):
-    """Device state on its way out of a guest. What can go before the pause goes with the guest's `stop`."""
+    """Device state on its way out of a guest."""
+
+    def prepare(self) -> None:
+        """Begin to send what can go while the guest runs; the guest may pause by itself at the end of that."""
+        ...
+
+    def prepared(self) -> bool:
+        """Whether the guest's `stop`, which waits for this, is short now. Raises HostError if it failed."""
+        ...
 
     def save(self) -> None:
         """Send what is left of the paused guest's state. Returns when the guest has begun to."""
@@ -91,8 +99,11 @@ class Guest(Protocol):
         """Whether it runs."""
         ...
 
-    def blockers(self) -> list[Blocker]:
-        """All that keeps it from leaving this host, looked for anew; the guest is not touched."""
+    def blockers(self, *, hold: bool = False) -> list[Blocker]:
+        """All that keeps it from leaving this host, looked for anew; the guest is not touched.
+
+        `hold`: what a mover needs to itself is kept for what follows, until `close`; else it is only tried.
+        """
         ...
 
     @property

@@ -33,7 +33,7 @@ class LocalGuest:
     """One line of the list of guests.
 
     Shapes: `memory` bytes. A guest that is dead or does not answer has no status, and `problem` says which it is;
-    `LocalGuests.stop` cleans it away.
+    `LocalGuests.stop` cleans it away. Nor has one that was not asked.
     """
 
     name: str
@@ -61,7 +61,7 @@ class LocalGuests:
 
     def adopt(self, name: str, stranger: Stranger) -> QemuGuest:
         """Take over a QEMU that somebody else started. Raises as `adopt_qemu_guest`, and RefusedError as `start`."""
-        ours = next((guest.name for guest in self.list() if guest.pid == stranger.pid), None)
+        ours = next((guest.name for guest in self.list(ask=False) if guest.pid == stranger.pid), None)
         if ours is not None:
             raise RefusedError(f"process {stranger.pid} is the guest {ours} already", "guest-exists")
         return self._born(name, lambda: adopt_qemu_guest(self._state_dir, self._ram_dir, name, stranger))
@@ -103,13 +103,16 @@ class LocalGuests:
         """Whether a start was cut off before it wrote what it starts; `stop` removes what there is."""
         return self.holds(name) and not (self._state_dir / "guests" / name / "guest.json").exists()
 
-    def list(self) -> list[LocalGuest]:
-        """Every guest of this host, by name, the dead ones too."""
+    def list(self, *, ask: bool = True) -> list[LocalGuest]:
+        """Every guest of this host, by name, the dead ones too.
+
+        With `ask` off nobody is asked for a status: one whose only monitor a mover holds would be waited for.
+        """
         try:
             found = sorted(each for each in (self._state_dir / "guests").iterdir() if each.is_dir())
         except FileNotFoundError:
             return []
-        return [_entry(directory) for directory in found]
+        return [_entry(directory, ask=ask) for directory in found]
 
     def stop(self, name: str) -> None:
         """End a guest for good, or clean up after a dead one. Raises RefusedError (`unknown-guest`)."""
@@ -139,7 +142,7 @@ def _kind(directory: Path) -> str:
     return str(kind)
 
 
-def _entry(directory: Path) -> LocalGuest:
+def _entry(directory: Path, *, ask: bool) -> LocalGuest:
     name, kind = directory.name, "unknown"
     try:
         kind = _kind(directory)
@@ -148,6 +151,6 @@ def _entry(directory: Path) -> LocalGuest:
     except HostError as error:
         return LocalGuest(name, kind, problem=str(error))
     try:
-        return LocalGuest(name, kind, memory, pid, guest.status())
+        return LocalGuest(name, kind, memory, pid, guest.status() if ask else None)
     except HostError as error:  # it lives, and holds its memory, though it does not answer
         return LocalGuest(name, kind, memory, pid, problem=str(error))

@@ -89,7 +89,7 @@ class MemoryGuest:
         """Whether it runs."""
         return RunState(self._ask("query-status").value["status"])
 
-    def blockers(self) -> list[Blocker]:
+    def blockers(self, *, hold: bool = False) -> list[Blocker]:  # noqa: ARG002  # nothing is held here
         """None, ever: nothing but this process writes its memory."""
         return []
 
@@ -204,6 +204,12 @@ class _Outgoing:
     def __init__(self, guest: MemoryGuest, send: Send) -> None:
         self._guest = guest
         self._send = send
+
+    def prepare(self) -> None:
+        """There is nothing that could go."""
+
+    def prepared(self) -> bool:
+        return True
 
     def save(self) -> None:
         self._send(self._guest.save_state())

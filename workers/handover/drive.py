@@ -141,13 +141,13 @@ class Handover:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def await_ready(self, completed: Callable[[], bool] = lambda: True) -> None:
-        """The source waits for the destination's READY, and gives. Cancel counts until it is heard.
+    def await_ready(self, completed: Callable[[], bool] = lambda: True, seconds: float = _READY_TIMEOUT) -> None:
+        """The source waits, so long at most, for the destination's READY, and gives. Cancel counts until it is heard.
 
         `completed`: whether the guest here has come to its end too. One still at it might resume by itself.
         """
         assert self._talk is not None
-        self._talk.expect([MessageType.READY], _READY_TIMEOUT)
+        self._talk.expect([MessageType.READY], seconds)
         self._talk.attend(completed, _READY_TIMEOUT, "the guest was not told by its incoming twin that it is complete")
         self.happen(Event.READY)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from config.capabilities import EngineChoice
 from config.errors import RefusedError
+from workers.guests.blocker import Blocker, obstacle_from_outside, standing
 
 DROVEWAY, QEMU = EngineChoice.DROVEWAY, EngineChoice.QEMU
 
@@ -44,3 +45,21 @@ def choose(
     if QEMU not in able:
         raise RefusedError(f"no engine can move this guest: {why_not}, and {nor}.", "engine")
     return Engine(QEMU, f"{why_not}, so QEMU moves it")
+
+
+def leaving(asked: object, found: Sequence[Blocker], not_by_itself: str | None) -> tuple[EngineChoice, list[Blocker]]:
+    """Who is to move a guest of which its host finds this, and all that is in the way of that.
+
+    Where `choose` refuses there is at least one: what keeps us from moving it, and why QEMU cannot either.
+    """
+    not_from_outside = obstacle_from_outside(found)
+    try:
+        engine = choose(asked, engines(not_from_outside, not_by_itself), not_from_outside, not_by_itself).name
+    except RefusedError as refusal:
+        engine = QEMU if asked == QEMU else DROVEWAY
+        blockers = standing(found, by_qemu=engine is QEMU)
+        if asked != DROVEWAY:
+            remedy = "use engine=auto or droveway" if asked == QEMU else "remove what keeps us from moving it"
+            blockers.append(Blocker(refusal.reason, f"QEMU itself cannot move it: {not_by_itself}", remedy))
+        return engine, blockers
+    return engine, standing(found, by_qemu=engine is QEMU)

@@ -1,4 +1,4 @@
-"""Whether QEMU's own migration is encrypted. Pure."""
+"""Whether QEMU's own migration is encrypted: one rule, for both sides."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
-from config.errors import HostError, MessageError, PeerError
+from config.errors import HostError, PeerLostError
 from workers.guests.contract import Guest
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.own_migration import OwnMigration
@@ -14,10 +15,10 @@ from workers.handover.drive import Handover
 from workers.handover.states import Event
 from workers.link import Link
 from workers.migration import Migration
-from workers.protocol import MessageType
+from workers.protocol import Message, MessageType
 from workers.qemu_engine.certificates import certificates
 
-#: Seconds for the source to say that it is about to call.
+#: Seconds for the source to say that it is about to call, and then that it goes on.
 _ANSWER = 120.0
 #: Seconds between two looks at a QEMU that says nothing by itself.
 _LOOK = 0.1
@@ -59,13 +60,18 @@ def _one_by_one(where: str, ports: tuple[int, int]) -> Iterator[str]:
 
 
 def _await_completed(migration: Migration, link: Link, own: OwnMigration) -> None:
-    while (figures := own.figures()).status != "completed":
-        migration.check()
-        message = link.talk.hear(0)
-        if message is not None and message.type is MessageType.ABORT:
-            raise PeerError("the other side gave the migration up")
-        if message is not None:
-            raise MessageError(f"the other side said {message.type.name} out of turn")
-        if figures.status in ("failed", "cancelled"):
-            raise HostError(f"QEMU could not load the guest: {figures.error or 'it gives no reason'}")
-        own.wait(_LOOK)
+    until = time.monotonic() + _ANSWER
+
+    def go_on(message: Message) -> None:
+        nonlocal until
+        until = time.monotonic() + message.body["seconds"]
+
+    with link.talk.aside(MessageType.GOING_ON, go_on):
+        while (figures := own.figures()).status != "completed":
+            migration.check()
+            link.talk.hear_nothing(0)
+            if figures.status in ("failed", "cancelled"):
+                raise HostError(f"QEMU could not load the guest: {figures.error or 'it gives no reason'}")
+            if time.monotonic() > until:
+                raise PeerLostError("the source does not say any more that it goes on: its mover hangs, or was stopped")
+            own.wait(_LOOK)

@@ -14,11 +14,12 @@ Whatever fails before GIVEN resumes the guest here, and resuming a QEMU guest en
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
 from config.capabilities import OnStall
-from config.errors import MessageError, MigrationFailedError, PeerError, PeerLostError, StalledError
+from config.errors import MigrationFailedError, PeerLostError, StalledError
 from workers.fault_injection import point
 from workers.guests.contract import Guest
 from workers.guests.qemu.figures import Figures
@@ -39,10 +40,14 @@ from workers.rounds.convergence import Limits
 _ANSWER = 120.0
 #: Seconds between two looks when QEMU says nothing: what an operator's eye can use.
 _LOOK = 0.1
+#: Seconds between two words to the destination that this goes on.
+_TOLD_EVERY = 10.0
 #: Seconds in which QEMU sends nothing at all while it should.
 _SILENCE = 120.0
-#: The same while the guest is paused, or ten times the downtime limit when that is more.
+#: The same while the guest is paused, or ten times the downtime limit when that is more, …
 _PAUSED_SILENCE = 5.0
+#: … and this many times as long as the rest should take.
+_SLOWER = 3
 #: Seconds for the destination to say why its QEMU ended, once ours has noticed.
 _REASON_SECONDS = 2.0
 
@@ -98,6 +103,14 @@ class _Watched:
     #: When it last sent something.
     moved: float = field(default_factory=time.monotonic)
     forced: bool = False
+    #: When the destination was last told that this goes on.
+    told: float = -math.inf
+
+    def go_on(self) -> None:
+        """Tell the destination, whose QEMU does not say what it receives, that somebody still watches."""
+        if time.monotonic() - self.told > _TOLD_EVERY:
+            self.told = time.monotonic()
+            self.link.talk.say(MessageType.GOING_ON, {"seconds": round(_SILENCE)})
 
     @property
     def elapsed(self) -> float:
@@ -106,7 +119,16 @@ class _Watched:
 
     def look(self) -> None:
         """Take in how it stands. Raises when it failed, or sends nothing any more."""
-        figures = self.own.figures()
+        self._see(self.own.figures())
+
+    def completed(self) -> bool:
+        """Whether it is through, of a QEMU that may still be too busy to say so. Raises as `look`."""
+        if (figures := self.own.figures_unless_busy()) is None:
+            return False
+        self._see(figures)
+        return figures.status == "completed"
+
+    def _see(self, figures: Figures) -> None:
         if figures.transferred != self.figures.transferred or figures.status != self.figures.status:
             self.moved = time.monotonic()
         self.figures = figures
@@ -141,21 +163,13 @@ def _follow(watched: _Watched, until_passes: int | None) -> None:
     migration = watched.migration
     while watched.figures.status != "pre-switchover" and watched.passes.count != until_passes:
         migration.check()
-        _refuse_what_is_said(watched)
+        watched.go_on()
+        watched.link.talk.hear_nothing(0)
         watched.own.wait(_LOOK)
         watched.look()
         if finished := watched.passes.see(watched.figures, watched.elapsed):
             _conclude_pass(watched, finished)
         _report(watched)
-
-
-def _refuse_what_is_said(watched: _Watched) -> None:
-    """The destination has nothing to say now but that it failed, which raises by itself."""
-    message = watched.link.talk.hear(0)
-    if message is not None and message.type is MessageType.ABORT:
-        raise PeerError("the other side gave the migration up")
-    if message is not None:
-        raise MessageError(f"the other side said {message.type.name} out of turn")
 
 
 def _conclude_pass(watched: _Watched, finished: Finished) -> None:
@@ -202,21 +216,21 @@ def _hand_over(watched: _Watched, handover: Handover) -> None:
         watched.own.switch_over()
         migration.progress.update({"state": "device"}, now=True)
         point("source.device")
-        talk.patience = max(_PAUSED_SILENCE, 10 * migration.parameters.downtime_limit_ms / 1e3)
-        _await_completed(watched, talk.patience)
-        handover.await_ready()
+        talk.patience = _patience(watched)
+        talk.say(MessageType.GOING_ON, {"seconds": math.ceil(talk.patience)})
+        handover.await_ready(watched.completed, talk.patience)
         handover.await_taken()
     final = watched.passes.last(watched.figures, watched.elapsed)
     migration.progress.update({"rounds": (*migration.progress.status.rounds, final.to_json())})
     _report(watched)
 
 
-def _await_completed(watched: _Watched, patience: float) -> None:
-    """Raises PeerLostError when nothing is sent for `patience` seconds: a guest that is paused must not stay so."""
-    watched.moved = time.monotonic()
-    while watched.figures.status != "completed":
-        if time.monotonic() - watched.moved > patience:
-            raise PeerLostError(f"QEMU has sent nothing for {patience:g} s of the guest's pause")
-        watched.migration.check()
-        watched.own.wait(_LOOK)
-        watched.look()
+def _patience(watched: _Watched) -> float:
+    """Seconds until the destination has it all: a silent one must not keep the guest paused for ever.
+
+    QEMU answers nothing during its last pass, so that only the time tells which that should take at the pace so far.
+    """
+    allowed = 10 * watched.migration.parameters.downtime_limit_ms / 1e3
+    figures = watched.figures
+    rest = figures.remaining * watched.elapsed / max(1, figures.transferred)
+    return max(_PAUSED_SILENCE, allowed) + _SLOWER * rest

@@ -122,13 +122,15 @@ class QemuGuest:
         except ValueError:
             raise HostError(f"guest {self.name} is {said}: it can be moved when it runs again") from None
 
-    def blockers(self) -> list[Blocker]:
-        """What of this QEMU keeps its guest from leaving. Takes the monitor, and keeps it when it can be had."""
+    def blockers(self, *, hold: bool = False) -> list[Blocker]:
+        """What of this QEMU keeps its guest from leaving. What is tried, and with `hold` kept, is the monitor."""
         problem = ""
         try:
             self._moving()
         except HostError as error:
             problem = str(error)
+        if not hold:
+            self.close()
         with self._asking() as monitor:
             facts = facts_of(
                 monitor, self.pid, ram_id=self.spec.ram_id, shape=shape_of(self.spec), monitor_problem=problem

@@ -74,6 +74,17 @@ class Monitor:
         except ExecuteError as error:
             raise CommandRefusedError(f"QEMU of guest {self._name} refuses {command}: {error}") from None
 
+    def ask(self, command: str) -> Future[Any]:
+        """What QEMU will return, for a QEMU that may be too busy to answer; `result` waits for it."""
+        return asyncio.run_coroutine_threadsafe(self._client.execute(command), self._loop)
+
+    def execute_at_once(self, command: str, **arguments: Any) -> Any:
+        """As `execute`, but also by a QEMU that is too busy to answer (out of band, for the few that it takes so)."""
+        try:
+            return self._run(self._client.execute(command, arguments, oob=True), ANSWER_SECONDS, command)
+        except ExecuteError as error:
+            raise CommandRefusedError(f"QEMU of guest {self._name} refuses {command}: {error}") from None
+
     def send_descriptor(self, name: str, descriptor: int) -> None:
         """Give QEMU a descriptor of ours under a name. Raises as `execute`."""
 
@@ -137,6 +148,14 @@ class Monitor:
                 return None
 
         return self._run(find(), seconds + ANSWER_SECONDS, "let itself be listened to")
+
+    def forget_events(self) -> None:
+        """What was said until now is for nobody."""
+
+        async def forget() -> None:
+            self._events.clear()
+
+        self._run(forget(), ANSWER_SECONDS, "be listened to")
 
     async def _disconnected(self) -> None:
         while self._client.runstate is Runstate.RUNNING:

@@ -3,20 +3,23 @@
     none → setup → active → pre-switchover (paused, waits for `switch_over`) → device → completed
                                                                        or → failed, cancelling → cancelled
 
-It goes on without whoever began it; `leave_no_migration` ends it then.
+It goes on without whoever began it; `leave_no_migration` ends it then. In its last pass, in `device`, QEMU's main loop
+stands still until all is sent: what it is asked meanwhile it answers afterwards, in milliseconds or minutes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 from config.errors import HostError
 from config.settings import TlsSettings
 from workers.guests.qemu.figures import Figures
-from workers.guests.qemu.monitor import CommandRefusedError, Monitor
+from workers.guests.qemu.monitor import ANSWER_SECONDS, CommandRefusedError, Monitor
 from workers.guests.qemu.own_settings import LONGEST_DOWNTIME
 from workers.guests.qemu.tls_credentials import as_caller, as_listener
 
@@ -24,6 +27,8 @@ UNDER_WAY = frozenset({"setup", "wait-unplug", "active", "pre-switchover", "devi
 #: Seconds in which QEMU ends a migration: it waits for its threads, each of which may be in the middle of a write.
 _END_SECONDS = 30.0
 _LOOK = 0.002
+#: Seconds after which a QEMU that does not answer is taken to be in its last pass.
+_BUSY_SECONDS = 1.0
 
 
 class OwnMigration:
@@ -34,6 +39,8 @@ class OwnMigration:
         self._monitor = monitor
         self._directory = directory
         self._last_words = last_words
+        #: Asked for its figures, and not answered yet.
+        self._asked: Future[Any] | None = None
 
     def prepare(self, capabilities: Mapping[str, bool], parameters: Mapping[str, int | str]) -> None:
         """Set what the next migration is done with, in the clear until `call` or `let_in` say otherwise.
@@ -78,10 +85,20 @@ class OwnMigration:
 
     def figures(self) -> Figures:
         """How it stands. Raises HostError, with QEMU's last words when it has ended."""
+        return self._figures(self._monitor.ask("query-migrate"), ANSWER_SECONDS)
+
+    def figures_unless_busy(self) -> Figures | None:
+        """The same, but never waits: None until QEMU answers, which is asked again only then."""
+        if self._asked is None:
+            self._asked = self._monitor.ask("query-migrate")
+        if not self._asked.done():
+            return None
+        asked, self._asked = self._asked, None
+        return self._figures(asked, 0)
+
+    def _figures(self, asked: Future[Any], seconds: float) -> Figures:
         try:
-            return Figures.of(self._monitor.execute("query-migrate"))
-        except CommandRefusedError:
-            raise
+            return Figures.of(self._monitor.result(asked, seconds, "query-migrate"))
         except HostError as error:  # an incoming one that cannot load ends, and says why in its log
             raise HostError(f"{error} {self._last_words()}".strip()) from None
 
@@ -107,6 +124,7 @@ def leave_no_migration(monitor: Monitor) -> None:
 
     A guest that it had paused runs again by that. Harmless without one. Raises HostError when it does not end.
     """
+    _free(monitor)
     until = time.monotonic() + _END_SECONDS
     cancelled = False
     while time.monotonic() < until:
@@ -118,3 +136,13 @@ def leave_no_migration(monitor: Monitor) -> None:
             return
         time.sleep(_LOOK)
     raise HostError(f"QEMU's migration does not end within {_END_SECONDS:g} s: `droveway reconcile` goes on")
+
+
+def _free(monitor: Monitor) -> None:
+    """Let a QEMU that does not answer, being in its last pass, fail at once: its connections are shut down."""
+    asked = monitor.ask("query-migrate")
+    wait([asked], _BUSY_SECONDS)
+    if not asked.done():
+        with contextlib.suppress(CommandRefusedError):  # nothing is to be shut down: then it is busy with other things
+            monitor.execute_at_once("yank", instances=[{"type": "migration"}])
+    monitor.result(asked, _END_SECONDS, "query-migrate")

@@ -6,8 +6,8 @@
             ← completed                the destination's QEMU said, by the return path, that it has all of it
     destination: migrate-incoming fd:stream … ← completed; paused still (-S)
 
-A source that fails before its `completed` resumes the guest by itself (QEMU does), which is right: it owns it still.
-Not while it waits at pre-switchover, where the guest stays paused until `migrate_cancel`.
+A source that fails while it sends its devices resumes the guest by itself (QEMU does): it owns it still. One that waits
+in pre-switchover leaves it paused until its migration is cancelled (`leave_no_migration`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ from workers.guests.qemu.own_settings import ALL_OFF
 
 #: Seconds for QEMU's own stream: device state and ROMs, 0.3 to 1 MiB, with a used framebuffer up to 17.
 STATE_SECONDS = 60.0
+#: Seconds in which a QEMU that takes no more has said why, or is seen to be gone.
+_LAST_WORDS_SECONDS = 2.0
 #: Bytes/s. QEMU's default of 128 MiB/s would lengthen the pause.
 _BANDWIDTH = 10 << 30
 #: Bytes that go on at a time; QEMU writes 32 KiB at once.
@@ -123,7 +125,7 @@ class _State:
         return self._monitor.coming(_is_migration({*wanted, "failed", "cancelled"}), "move its device state")
 
     def _checked(self, event: dict[str, Any]) -> None:
-        if event["data"]["status"] in ("failed", "cancelled"):
+        if event["event"] == "MIGRATION" and event["data"]["status"] in ("failed", "cancelled"):
             raise HostError(f"QEMU of guest {self._name} could not move its device state: {self._reason()}")
 
     def _reason(self) -> str:
@@ -138,12 +140,31 @@ class OutgoingQemuState(_State):
 
     def __init__(self, name: str, monitor: Monitor, last_words: Callable[[], str], send: Send) -> None:
         super().__init__(name, monitor, last_words, send, "pause-before-switchover")
+        self._stopping: Future[dict[str, Any]] | None = None
+
+    def prepare(self) -> None:
+        """Begin to send what can go while the guest runs; then QEMU pauses the guest, and drains its disks."""
+        self._monitor.forget_events()  # a guest that is stopped in each round, so that it drains, has said STOP before
+        self._stopping = self._cleanup.enter_context(self._monitor.coming(_is_pause, "pause the guest"))
+        self._monitor.execute("migrate", uri="fd:stream")
+
+    def prepared(self) -> bool:
+        """Whether QEMU has paused the guest; its disks may have to be drained yet."""
+        if self._stopping is None or not self._stopping.done():
+            return False
+        self._checked(self._stopping.result())
+        return True
 
     def pause(self) -> None:
-        """Send what can go while the guest runs; when this returns it is paused and its disks are drained."""
-        with self._migration("pre-switchover") as paused:
-            self._monitor.execute("migrate", uri="fd:stream")
-            self._checked(self._monitor.result(paused, STATE_SECONDS, "pause for the switch-over"))
+        """When this returns the guest is paused and its disks are drained."""
+        if self._stopping is None:
+            self.prepare()
+        assert self._stopping is not None
+        event = self._monitor.result(self._stopping, STATE_SECONDS, "pause the guest")
+        if event["event"] == "STOP":
+            with self._migration("pre-switchover") as paused:
+                event = self._monitor.result(paused, STATE_SECONDS, "pause for the switch-over")
+        self._checked(event)
 
     def save(self) -> None:
         """Let QEMU send its devices' state."""
@@ -174,6 +195,7 @@ class IncomingQemuState(_State):
         try:
             self._stream.write(piece)
         except HostError:
+            wait([self._completed], _LAST_WORDS_SECONDS)  # it has failed or ended; that is heard of by another way
             self.loaded()  # it may know why
             raise
 
@@ -195,6 +217,11 @@ def last_words(*logs: Path) -> str:
     said = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
     lines = [line.strip() for line in said.splitlines()]
     return "; ".join([line for line in lines if line][-3:]) or "it ended without a word"
+
+
+def _is_pause(event: dict[str, Any]) -> bool:
+    """QEMU says STOP before it drains the disks, and not of a guest that was paused already."""
+    return event["event"] == "STOP" or _is_migration({"pre-switchover", "failed", "cancelled"})(event)
 
 
 def _is_migration(states: Collection[str]) -> Callable[[dict[str, Any]], bool]:
