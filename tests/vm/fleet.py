@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -16,6 +16,7 @@ from tasks.ledger.ledger import Ledger
 from tasks.one_machine.fleet import LocalFleet
 from tasks.records import MigrationRecord
 from tests.redis_server import RedisServer
+from tests.until import until
 from tests.vm.machine import await_ticks, vm_spec
 from workers.guests.qemu.guest import QemuGuest
 
@@ -40,14 +41,27 @@ class VmFleet:
         return guest
 
     def move(
-        self, name: str, capabilities: tuple[str, ...] = ("verify-ram=on",), parameters: tuple[str, ...] = ()
+        self,
+        name: str,
+        capabilities: tuple[str, ...] = ("verify-ram=on",),
+        parameters: tuple[str, ...] = (),
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[MigrationRecord, str]:
-        """To the other host, over `tcp` unless told otherwise; how it ended, and where the guest should be by then."""
+        """To the other host, over `tcp` unless told otherwise; how it ended, and where the guest should be by then.
+
+        `meanwhile` is called once there is a twin: both hosts have looked, and found nothing against it.
+        """
         _, destination = next(self.ways)
         with closing(Ledger(self.fleet.settings)) as ledger:
             request = request_for(name, destination, capabilities, parameters or ("transport=tcp",))
             begin(ledger, bell_for(self.fleet.settings), request)
+            until("the twin, or the end", lambda: self._twin_or_end(ledger, request.migration, name, destination), 60)
+            meanwhile()
             return follow(ledger, request.migration, None), destination
+
+    def _twin_or_end(self, ledger: Ledger, migration: str, name: str, destination: str) -> bool:
+        record = ledger.find(migration)
+        return self.fleet.hosts[destination].guests.holds(name) or (record is not None and record.ended)
 
     def guest(self, host: str, name: str) -> QemuGuest:
         found = self.fleet.hosts[host].guests.open(name)

@@ -97,9 +97,12 @@ class WorkingMachine:
     def move(self, **asked: tuple[str, ...]) -> Move:
         """As `VmFleet.move`, and wait until all that was moved was looked at; fails if it did not arrive."""
         balloon = (_LESS, _MEMORY)[len(self._moves) % 2] if self._case.balloon else None
-        if balloon:
-            _ask(self.guest, "balloon", value=balloon)  # and it is moved while that goes on
-        record, host = self._vms.move(self.guest.name, **asked)
+
+        def meanwhile() -> None:
+            if balloon:  # which would be refused of a guest that is not moving yet
+                _ask(self.guest, "balloon", value=balloon)
+
+        record, host = self._vms.move(self.guest.name, **asked, meanwhile=meanwhile)
         assert ending(record) is None, record
         self.guest = self._vms.guest(host, self.guest.name)
         self._console.follow(self.guest)
