@@ -99,7 +99,7 @@ class QemuEngine:
         log = places.directory / "log"
         with log.open("ab") as said:
             ended = subprocess.run(
-                [word for word in command if word != "-S"],
+                [*(word for word in command if word != "-S"), "-daemonize"],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
