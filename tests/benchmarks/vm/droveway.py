@@ -78,7 +78,7 @@ class DrovewayEngine:
 
     def move(self) -> Outcome:
         asked = (f"verify-ram={'on' if self._verified else 'off'}",)
-        seconds = f"completion-timeout-per-gib={PATIENCE * (1 << 30) / MEMORY:g}s"
+        seconds = f"completion-timeout-per-gib={PATIENCE * (1 << 30) // MEMORY}s"
         chosen = ("transport=tcp", f"channels={CHANNELS}", f"downtime-limit={DOWNTIME_LIMIT}ms", seconds)
         with closing(Ledger(self._fleet.settings)) as ledger:
             request = request_for(self._name, _DESTINATION, asked, chosen)
