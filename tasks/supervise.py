@@ -124,7 +124,7 @@ class Supervisor:
     def _follow(self, attempt: Attempt, job: Job) -> None:
         """Until the mover ended, or this worker stops."""
         told = _Told()
-        while attempt.alive() and not self._stopping.wait(self.poll):
+        while not attempt.wait(self.poll) and not self._stopping.is_set():
             self._carry(attempt, job, told)
 
     def _carry(self, attempt: Attempt, job: Job, told: _Told) -> None:

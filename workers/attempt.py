@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from config.errors import HostError
 from workers.pairing.contract import Side, Ticket
 
 VERSION = 1
+_LOOK = 0.02  # s between two looks at a mover that cannot be waited on
 #: The mover's command; its directory follows as the only argument.
 MOVER = (sys.executable, "-m", "workers.mover")
 
@@ -216,33 +219,48 @@ class Attempt:
 
     def cancel(self) -> None:
         """Ask the mover to cancel. Too late once the guest was given away; then it goes on to the end."""
-        document = _read(self.directory / "pid")
-        if document is None:
-            return
-        try:
-            handle = os.pidfd_open(document["pid"])
-        except ProcessLookupError:
-            return
-        try:
-            if self.alive():  # checked with the pidfd in hand: the pid cannot have passed to a stranger
-                signal.pidfd_send_signal(handle, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
-        finally:
-            os.close(handle)
+        with self._mover() as handle:
+            # Checked with the pidfd in hand: the pid cannot have passed to a stranger.
+            if handle is not None and self.alive():
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGTERM)
 
     def wait(self, timeout: float) -> bool:
-        """Whether the mover ended within `timeout` seconds."""
+        """Whether the mover ended within `timeout` seconds; its end is known at once."""
         deadline = time.monotonic() + timeout
-        while self.alive():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
+        with self._mover() as handle:
+            while self.alive():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if handle is None or _ended(handle, left):  # no pid yet, or the kernel is still closing its files
+                    time.sleep(min(left, _LOOK))
         return True
+
+    @contextmanager
+    def _mover(self) -> Iterator[int | None]:
+        """A pidfd, readable from the process's end on; None when there is no such process, or nobody knows it."""
+        try:
+            document = _read(self.directory / "pid")
+            handle = None if document is None else os.pidfd_open(document["pid"])
+        except (OSError, HostError):  # gone; or, after a loss of power, another's number, or no text at all
+            handle = None
+        try:
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def remove(self) -> None:
         """Forget the attempt."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _ended(handle: int, seconds: float) -> bool:
+    """Whether the process of this pidfd ends within `seconds`."""
+    ending = select.poll()
+    ending.register(handle, select.POLLIN)
+    return bool(ending.poll(seconds * 1000))
 
 
 def _age(path: Path) -> float:

@@ -58,6 +58,7 @@ class Alpha:
         self.directory = directory
         self.ledger = Ledger(self.settings)
         self.metrics = Exporter()
+        self.poll = 0.05
         self.settle: Settle = never
         self.service = self.worker()
 
@@ -65,7 +66,7 @@ class Alpha:
         def settle(attempt: Attempt) -> Status:
             return self.settle(attempt)  # whatever the test has set by then
 
-        supervisor = Supervisor(self.ledger, settle, self.metrics, {}, 0.05, 3, command=MOVER)
+        supervisor = Supervisor(self.ledger, settle, self.metrics, {}, self.poll, 3, command=MOVER)
         return HostService(
             host="alpha",
             side=Side.SOURCE,
@@ -132,6 +133,14 @@ def moving(alpha: Alpha) -> None:
 def ended(alpha: Alpha, state: str) -> None:
     until(f"the end as {state}", lambda: snapshot(alpha.ledger, "m-1").state == state)
     until("the directory's end", lambda: not alpha.attempts())
+
+
+def test_an_end_is_told_at_once_however_seldom_the_supervisor_looks(alpha: Alpha) -> None:
+    alpha.poll = 3600
+    alpha.restart()
+    alpha.service.answer(alpha.admitted())
+    alpha.wish("go")
+    ended(alpha, "completed")
 
 
 def test_a_move_is_followed_from_the_doorbell_to_the_record(alpha: Alpha) -> None:

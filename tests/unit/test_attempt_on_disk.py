@@ -43,6 +43,14 @@ def test_a_status_that_lost_its_text_with_the_power_says_nothing(attempt: Attemp
     assert attempt.status() == Status()
 
 
+@pytest.mark.parametrize("text", ["", "\0\0", '{"pid": 0}'])
+def test_a_pid_that_lost_its_text_with_the_power_keeps_nobody_from_settling(attempt: Attempt, text: str) -> None:
+    """Nor does a number that is a thread's by now, or that no process can have."""
+    (attempt.directory / "pid").write_text(text)
+    attempt.cancel()
+    assert attempt.wait(60)
+
+
 def test_a_job_that_cannot_be_read_is_named(attempt: Attempt) -> None:
     (attempt.directory / "job.json").write_text("")
     with pytest.raises(HostError, match=r"job\.json is damaged"):
