@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from config.errors import DrovewayError, UnreachableError
+from config.errors import DrovewayError, RefusedError, UnreachableError
 from config.settings import RedisSettings
 from tasks.app import bell_for
 from tasks.cli.guest import announce
@@ -130,7 +130,7 @@ class HarmedFleet:
             migration=new_migration_id(), guest=guest, destination=destination, parameters=dict(parameters)
         )
         with self.ledger() as ledger:
-            submit(ledger, request)
+            until("a worker that was killed before speaks again", lambda: _submitted(ledger, request))
             admit(ledger, bell_for(self.fleet.settings))
         return request.migration
 
@@ -232,6 +232,17 @@ class HarmedFleet:
             hosts = ledger.fleet().hosts.values()
             return len(hosts) == 2 and all(not host.reserved and not any(host.busy.values()) for host in hosts)
         return False
+
+
+def _submitted(ledger: Ledger, request: MigrateRequest) -> bool:
+    """False while it is refused for want of a worker: one that was started again takes up its attempts first."""
+    try:
+        submit(ledger, request)
+    except RefusedError as refusal:
+        if refusal.reason != "no-worker":
+            raise
+        return False
+    return True
 
 
 def _machines_in(directory: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
@@ -21,6 +22,7 @@ from tests.vm.machine import await_ticks, vm_spec
 from workers.guests.qemu.guest import QemuGuest
 
 _RAM = 1 << 30
+_BOOT_SECONDS = 90.0  # 2 on an idle core
 _names = (f"vm{number}" for number in itertools.count(1))
 
 
@@ -33,12 +35,32 @@ class VmFleet:
         self.ways = itertools.cycle([("alpha", "beta"), ("beta", "alpha")])
 
     def start(self, **shape: Any) -> QemuGuest:
+        """On the first host, up and working.
+
+        QEMU 7.2's emulation of two processors can keep a breakpoint that the guest's kernel, patching itself, has taken
+        back: both trap in it for ever, RIP at the entry of int3 and no breakpoint in memory. Another one is started.
+        """
+        guest = self._boot(shape)
+        if guest.spec.vcpus > 1 and not self._speaks(guest):
+            print(f"{guest.name} hangs in its boot; another is started", file=sys.stderr)
+            self.end()
+            guest = self._boot(shape)
+        await_ticks(guest, 5)
+        return guest
+
+    def _boot(self, shape: Mapping[str, Any]) -> QemuGuest:
         guest = self.fleet.hosts["alpha"].guests.start_qemu(vm_spec(next(_names), **shape))
         self.ways = itertools.cycle([("alpha", "beta"), ("beta", "alpha")])
         with closing(Ledger(self.fleet.settings)) as ledger:
             announce(ledger, self.fleet.hosts["alpha"].settings, guest)
-        await_ticks(guest, 5)
         return guest
+
+    def _speaks(self, guest: QemuGuest) -> bool:
+        try:
+            await_ticks(guest, 1, _BOOT_SECONDS)
+        except AssertionError:
+            return False
+        return True
 
     def move(
         self,

@@ -20,8 +20,7 @@ _LAB = Path(__file__).resolve().parents[2] / ".lab"
 _SAID = re.compile(r"tick=(\d+) bad=(\d+) written=(\d+) checked=(\d+)\r?$")
 _DISK_SAID = re.compile(r"^disk reads=(\d+) writes=(\d+) bad=(\d+)( ended)?\r?$", re.MULTILINE)
 _PONG = re.compile(r"^\d+ bytes from \S+ seq=(\d+) .*$", re.MULTILINE)
-#: An emulated boot takes 2 s on an idle core.
-_BOOT_SECONDS = 600.0
+_TICK_SECONDS = 600.0  # an emulated boot takes 2 on an idle core
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +115,7 @@ def _said(text: str) -> list[Said]:
     return [Said(*map(int, found.groups())) for line in lines if (found := _SAID.fullmatch(line))]
 
 
-def await_ticks(guest: QemuGuest, more: int) -> list[Said]:
+def await_ticks(guest: QemuGuest, more: int, seconds: float = _TICK_SECONDS) -> list[Said]:
     """Wait until the witness has said so much more than now."""
     wanted = len(said(guest)) + more
-    return until(
-        f"{guest.name}'s witness", lambda: found if len(found := said(guest)) >= wanted else None, _BOOT_SECONDS
-    )
+    return until(f"{guest.name}'s witness", lambda: found if len(found := said(guest)) >= wanted else None, seconds)
