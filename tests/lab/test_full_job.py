@@ -78,6 +78,7 @@ def test_a_guest_moves_to_and_fro_over_rdma_with_pin_all_off_and_on(fleet: LabFl
     fleet.assert_nothing_left()
 
 
+@pytest.mark.thorough
 def test_a_guest_moves_through_a_window_of_locked_memory(fleet: LabFleet) -> None:
     report = completed(fleet, *OVER_RDMA, f"--set=pin-budget={BUDGET}")
     assert report["choices"]["policy"] == "windowed"
@@ -105,6 +106,7 @@ def test_a_killed_mover_leaves_the_guest_where_it_was_and_nothing_else(fleet: La
     fleet.assert_nothing_left()
 
 
+@pytest.mark.thorough
 def test_a_lost_link_fails_the_move_and_one_that_is_lost_for_a_second_does_not(fleet: LabFleet) -> None:
     move, source = held_in_the_bulk_round(fleet)
     fleet.here.lose_everything()

@@ -16,13 +16,16 @@ SUITES = {
     "faults": (["tests/lab/inside/verbs_faults.py"], 15),
     "endurance": (["tests/lab/inside/verbs_endurance.py"], 2),
 }
+_LONG = ("faults", "endurance")
 #: Modules whose compiling there would take longer than the rest of their import.
 IMPORTED_FOR_A_VM = "pytest tests.vm.machine workers.source workers.destination workers.transports.verbs"
 
 
 @pytest.mark.lab
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(
+    "suite", [pytest.param(name, marks=pytest.mark.thorough if name in _LONG else ()) for name in SUITES]
+)
 def test_suite(wired_machine: Machine, suite: str) -> None:
     arguments, least = SUITES[suite]
     environment = {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}
