@@ -13,7 +13,7 @@ import numpy as np
 
 from config.capabilities import EngineChoice, OnStall
 from config.capabilities import MigrationCapability as Capability
-from config.errors import HostError, MessageError, StalledError
+from config.errors import MessageError, StalledError
 from workers.conversation import Conversation
 from workers.digests import PageDigests, rollup_unit
 from workers.dirty.choose import choose
@@ -22,7 +22,7 @@ from workers.dirty.contract import DirtyTracker
 from workers.dirty.forgetful import Forgetful
 from workers.fault_injection import damages_state, drops_final_dirty, leaves_out_drain, point
 from workers.guests.blocker import obstacle_from_outside, refuse_blocked
-from workers.guests.contract import Guest, RunState
+from workers.guests.contract import Guest, require_running
 from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
@@ -63,8 +63,9 @@ def run(migration: Migration) -> None:
     """Move the guest away. Raises what went wrong; the journal knows where the guest is then."""
     job, host = migration.job, migration.settings.host
     with driving(host.state_dir, job.guest) as journal, refusals_told(migration) as connected:
-        guest = _running_guest(LocalGuests(host.state_dir, host.ram_dir), job.guest)
+        guest = LocalGuests(host.state_dir, host.ram_dir).open(job.guest)
         engine, not_from_outside = _engine(migration, guest)
+        require_running(guest)
         journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
         handover = Handover(journal, migration.pairing, State.OWNING, guest)
         with handover.guarded():
@@ -86,13 +87,6 @@ def _engine(migration: Migration, guest: Guest) -> tuple[EngineChoice, str | Non
     engine, blockers = leaving(migration.parameters.engine, found, guest.not_by_itself)
     refuse_blocked(migration.job.guest, migration.job.host, blockers)
     return engine, obstacle_from_outside(found)
-
-
-def _running_guest(guests: LocalGuests, name: str) -> Guest:
-    guest = guests.open(name)
-    if guest.status() is not RunState.RUNNING:
-        raise HostError(f"guest {name} is {guest.status()}, not running: `droveway reconcile` finishes what holds it")
-    return guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +268,7 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
     """
     migration, talk = source.migration, source.link.talk
     migration.check()
+    require_running(source.guest)
     transfer.anticipate(ending.remaining)
     with (
         source.guest.outgoing_state(partial(_send_state, talk)) as state,

@@ -86,6 +86,20 @@ def test_what_somebody_else_paused_meanwhile_is_not_resumed_by_a_cancel(fleet: H
     fleet.assert_runs_once(guest, "alpha")
 
 
+def test_what_somebody_paused_meanwhile_is_not_moved_for_it_would_run_at_the_destination(fleet: HarmedFleet) -> None:
+    guest, migration = fleet.begin(point="source.sending")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    paused = fleet.alpha.guests.open(guest)
+    paused.stop()
+    let_go_on(pid)
+    settled = fleet.settled(migration)
+    assert settled.state == "failed"
+    assert "is paused, not running" in str(settled.message)
+    assert paused.status() is RunState.PAUSED
+    paused.cont()
+    fleet.assert_runs_once(guest, "alpha")
+
+
 def test_a_cancel_does_not_wait_for_a_destination_that_hangs(fleet: HarmedFleet) -> None:
     guest, migration = fleet.begin(point="destination.rounds")
     _, pid = fleet.held(Side.DESTINATION, migration)

@@ -13,6 +13,7 @@ from config.errors import CancelledError, PeerRefusedError
 from tests.unit.test_hostile_peer import Line, failure
 from workers import source
 from workers.conversation import Conversation
+from workers.guests.contract import RunState
 from workers.protocol import encode
 
 
@@ -21,6 +22,9 @@ class Unprepared:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+
+    def status(self) -> RunState:
+        return RunState.RUNNING
 
     @contextmanager
     def outgoing_state(self, send: object) -> Iterator[Any]:

@@ -87,6 +87,12 @@ def nothing_left(fleet: HarmedVms) -> Iterator[None]:
     fleet.assert_nothing_left()
 
 
+def ask(socket: Path, command: str, **arguments: Any) -> Any:
+    """As somebody else who has a connection to QEMU."""
+    with Monitor("theirs", socket) as monitor:
+        return monitor.execute(command, **arguments)
+
+
 SHOWN = (
     "source.survey",
     "source.paused",
@@ -131,6 +137,36 @@ def test_a_machine_that_is_stopped_so_that_its_disk_drains_runs_on_when_the_move
     assert fleet.alpha.guests.open(guest).status() is RunState.PAUSED
     os.kill(pid, signal.SIGKILL)
     assert fleet.settled(migration).state == "failed"
+    fleet.assert_runs_once(guest, "alpha")
+
+
+def test_a_machine_that_somebody_resumes_while_its_disk_is_held_still_is_not_moved(
+    fleet: HarmedVms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = {"path": str(make_disk(tmp_path / "disk.raw"))}
+    monkeypatch.setattr(HarmedVms, "shape", {"disks": [disk]})
+    fleet.fault.write_text("stop-to-drain stop-at=source.protecting")
+    guest, migration = fleet.begin(keep_fault=True)
+    _, pid = fleet.held(Side.SOURCE, migration)
+    fleet.stop_at("")
+    ask(fleet.places(guest).status, "cont")
+    let_go_on(pid)
+    settled = fleet.settled(migration)
+    assert settled.state == "failed"
+    assert "somebody resumed" in str(settled.message)
+    fleet.assert_runs_once(guest, "alpha")
+
+
+def test_a_machine_that_somebody_migrates_away_meanwhile_is_not_run_here_again(fleet: HarmedVms) -> None:
+    guest, migration = fleet.begin(point="source.sending")
+    _, pid = fleet.held(Side.SOURCE, migration)
+    status = fleet.places(guest).status
+    ask(status, "migrate", uri="exec:cat >/dev/null")
+    until("the end of theirs", lambda: ask(status, "query-migrate")["status"] == "completed", 90)
+    let_go_on(pid)
+    assert fleet.settled(migration).state == "failed"
+    assert ask(status, "query-status")["status"] == "postmigrate"
+    ask(status, "cont")
     fleet.assert_runs_once(guest, "alpha")
 
 

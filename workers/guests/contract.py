@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from config.errors import HostError
 from workers.guests.blocker import Blocker
 from workers.ram import BlockFile, RamBlock
 
@@ -161,3 +162,12 @@ class Guest(Protocol):
     def quit(self) -> None:
         """End the guest for good and remove its RAM file, socket and directory. Harmless when already gone."""
         ...
+
+
+def require_running(guest: Guest) -> None:
+    """Raise HostError unless it runs: what somebody paused would run at the destination, or already does elsewhere."""
+    if (found := guest.status()) is not RunState.RUNNING:
+        raise HostError(
+            f"guest {guest.name} is {found}, not running: somebody paused it, or migrated it away by its monitor, or "
+            "an earlier migration holds it (`droveway reconcile`); it is left as it is"
+        )

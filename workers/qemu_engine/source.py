@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from config.capabilities import OnStall
 from config.errors import MigrationFailedError, PeerLostError, StalledError
 from workers.fault_injection import point
-from workers.guests.contract import Guest
+from workers.guests.contract import Guest, require_running
 from workers.guests.qemu.figures import Figures
 from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.own_migration import OwnMigration
@@ -63,6 +63,7 @@ def move(migration: Migration, link: Link, guest: Guest, handover: Handover) -> 
     tls = certificates(migration, agreed)
     link.talk.say(MessageType.CALLING, {"name": calling_name(tls)})
     where = link.talk.expect([MessageType.LISTENING], _ANSWER).body
+    require_running(guest)
     own.prepare(settings.at_source(), settings.parameters)
     if tls.enabled:
         own.call(tls, where["name"])

@@ -28,6 +28,7 @@ _LATENCY = 2.0
 #: nothing: we were held up before it, and the request may have ended by itself.
 _WAITED = 1.0
 _TRIES = 3
+_ANSWER = 30.0
 _SIZE = 1 << 20
 #: Binaries that are remembered: a host has one, and during an upgrade two.
 _MOST = 8
@@ -83,15 +84,17 @@ def tried(monitor: Monitor, clock: Callable[[], float]) -> bool | None:
     monitor.execute("blockdev-add", driver="null-co", node_name="sink", size=_SIZE)
     # A job that has ended is kept in the list, to be asked how far it came.
     monitor.execute("blockdev-backup", job_id="copy", device="slow", target="sink", sync="full", auto_dismiss=False)
-    before = _progress(monitor)
+    before = _far(monitor.execute("query-jobs"))
     began = clock()
-    monitor.execute("transaction", actions=[])
+    # Asked both at once: QEMU goes from one to the other without us, however long we are held up in between.
+    drained, after = monitor.ask("transaction", actions=[]), monitor.ask("query-jobs")
+    monitor.result(drained, _ANSWER, "transaction")
     took = clock() - began
-    if _progress(monitor) == 0:
+    if _far(monitor.result(after, _ANSWER, "query-jobs")) == 0:
         return False
     return True if before == 0 and took > _WAITED else None
 
 
-def _progress(monitor: Monitor) -> int:
-    (job,) = monitor.execute("query-jobs")
+def _far(jobs: list[dict[str, Any]]) -> int:
+    (job,) = jobs
     return int(job["current-progress"])

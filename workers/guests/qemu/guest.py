@@ -76,6 +76,8 @@ class QemuGuest:
         self.stopped_here = False
         #: Whether an empty transaction drains; None: not tried yet.
         self._drains: bool | None = None
+        #: There from the moment that QEMU's own migration is begun by a mover until the guest is resumed here.
+        self._departed = directory / "departed"
 
     @property
     def pid(self) -> int:
@@ -158,12 +160,17 @@ class QemuGuest:
             )
 
     def cont(self) -> None:
-        """Resume; a migration of QEMU's own is ended first. Harmless when already running."""
+        """Resume; a migration of QEMU's own is ended first. Harmless when already running.
+
+        Raises HostError also where somebody else has migrated the guest away: it would run twice, on the same disks.
+        """
         monitor = self._moving()
         if not self._incoming:  # else its own migration is complete, and this is the pause
             leave_no_migration(monitor)
+            self._refuse_taken_away(monitor)
         monitor.execute("cont")
         self.stopped_here = False
+        self._departed.unlink(missing_ok=True)
 
     def protect(self, protecting: Callable[[], _T]) -> _T:
         """What `protecting` returns; then, or around it, the disks are drained (see draining.py)."""
@@ -191,7 +198,13 @@ class QemuGuest:
         monitor.execute("stop")
         point("source.protecting")
         try:
-            return protecting()
+            protected = protecting()
+            if monitor.execute("query-status")["running"]:
+                raise HostError(
+                    f"somebody resumed guest {self.name} while its disks were held still, so that what they read then "
+                    "may have been missed; migrate it again"
+                )
+            return protected
         finally:
             if self.stopped_here:  # else somebody else had paused it, and will resume it
                 monitor.execute("cont")
@@ -202,7 +215,7 @@ class QemuGuest:
         """QEMU's own migration, without the RAM; within it, `stop` lets QEMU pause the guest for the switch-over."""
         with OutgoingQemuState(self.name, self._moving(), self._last_words, send) as state:
             # Not before: where somebody else's migration is under way that is refused, and ending it is not ours to do.
-            self.stopped_here = True
+            self._departs()
             self._outgoing = state
             try:
                 yield state
@@ -223,8 +236,7 @@ class QemuGuest:
 
     def own_migration(self) -> OwnMigration:
         """QEMU's own way of moving this guest, over this handle's connection."""
-        self.stopped_here = True  # from now on QEMU may pause it by itself
-        return OwnMigration(self.name, self._moving(), self._directory, self._last_words)
+        return OwnMigration(self.name, self._moving(), self._directory, self._last_words, self._departs)
 
     def userfaultfd(self) -> int:
         """A userfaultfd made inside QEMU, as a descriptor of ours; QEMU keeps none."""
@@ -268,6 +280,21 @@ class QemuGuest:
     def console_log(self) -> str:
         """All that the guest's serial console said on this host."""
         return self.places.console_log.read_text("utf-8", "replace")
+
+    def _departs(self) -> None:
+        """From now on QEMU may pause the guest by itself, and it is a mover's to resume it, be it another one."""
+        try:
+            self._departed.touch()
+        except OSError as error:
+            raise HostError(f"{self._departed} cannot be written ({error}): make room, and migrate it again") from None
+        self.stopped_here = True
+
+    def _refuse_taken_away(self, monitor: Monitor) -> None:
+        if monitor.execute("query-status")["status"] == "postmigrate" and not self._departed.exists():
+            raise HostError(
+                f"guest {self.name} is not resumed: somebody else migrated it away, and it may run there; tell its "
+                "monitor `quit` when it does and `cont` when it does not, `droveway reconcile` then goes on"
+            )
 
     def _last_words(self) -> str:
         return last_words(self.places.log)

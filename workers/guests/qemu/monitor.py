@@ -68,22 +68,16 @@ class Monitor:
 
     def execute(self, command: str, seconds: float = ANSWER_SECONDS, **arguments: Any) -> Any:
         """What QEMU returns. Raises CommandRefusedError, HostError (gone, or silent for so long)."""
-        words = {key.replace("_", "-"): value for key, value in arguments.items()}
-        try:
-            return self._run(self._client.execute(command, words or None), seconds, command)
-        except ExecuteError as error:
-            raise CommandRefusedError(f"QEMU of guest {self._name} refuses {command}: {error}") from None
+        return self.result(self.ask(command, **arguments), seconds, command)
 
-    def ask(self, command: str) -> Future[Any]:
+    def ask(self, command: str, **arguments: Any) -> Future[Any]:
         """What QEMU will return, for a QEMU that may be too busy to answer; `result` waits for it."""
-        return asyncio.run_coroutine_threadsafe(self._client.execute(command), self._loop)
+        words = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return asyncio.run_coroutine_threadsafe(self._client.execute(command, words or None), self._loop)
 
     def execute_at_once(self, command: str, **arguments: Any) -> Any:
         """As `execute`, but also by a QEMU that is too busy to answer (out of band, for the few that it takes so)."""
-        try:
-            return self._run(self._client.execute(command, arguments, oob=True), ANSWER_SECONDS, command)
-        except ExecuteError as error:
-            raise CommandRefusedError(f"QEMU of guest {self._name} refuses {command}: {error}") from None
+        return self._run(self._client.execute(command, arguments, oob=True), ANSWER_SECONDS, command)
 
     def send_descriptor(self, name: str, descriptor: int) -> None:
         """Give QEMU a descriptor of ours under a name. Raises as `execute`."""
@@ -92,10 +86,7 @@ class Monitor:
             self._client.send_fd_scm(descriptor)
             await self._client.execute("getfd", {"fdname": name})
 
-        try:
-            self._run(give(), ANSWER_SECONDS, "getfd")
-        except ExecuteError as error:
-            raise CommandRefusedError(f"QEMU of guest {self._name} takes no descriptor: {error}") from None
+        self._run(give(), ANSWER_SECONDS, "getfd")
 
     def await_event(self, good: Callable[[dict[str, Any]], bool], seconds: float, what: str) -> dict[str, Any]:
         """The next event that is `good`; others are passed over. Raises HostError when none comes in time."""
@@ -176,16 +167,17 @@ class Monitor:
         return self.result(asyncio.run_coroutine_threadsafe(coroutine, self._loop), seconds, what)
 
     def result(self, future: Future[_T], seconds: float, what: str) -> _T:
-        """What comes of it. Raises HostError when nothing does within so many seconds, or QEMU is gone."""
+        """What comes of it. Raises CommandRefusedError, HostError (gone, or silent for so long)."""
         try:
             return future.result(seconds)
         except (FutureTimeoutError, TimeoutError):
             future.cancel()
             raise HostError(
-                f"QEMU of guest {self._name} did not {what} within {seconds:g} s: is its monitor held by somebody else?"
+                f"QEMU of guest {self._name} did not {what} within {seconds:g} s: is a disk of it stuck, or its "
+                "monitor held by somebody else?"
             ) from None
-        except ExecuteError:
-            raise
+        except ExecuteError as error:
+            raise CommandRefusedError(f"QEMU of guest {self._name} refuses {what}: {error}") from None
         except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
             raise HostError(f"QEMU of guest {self._name} cannot be asked ({error}): is it gone?") from None
 

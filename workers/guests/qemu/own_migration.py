@@ -34,20 +34,33 @@ _BUSY_SECONDS = 1.0
 class OwnMigration:
     """One QEMU's end of it; a `Monitor`'s user, for one thread."""
 
-    def __init__(self, name: str, monitor: Monitor, directory: Path, last_words: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        monitor: Monitor,
+        directory: Path,
+        last_words: Callable[[], str],
+        departs: Callable[[], None],
+    ) -> None:
+        """`departs` is told before it begins."""
         self._name = name
         self._monitor = monitor
         self._directory = directory
         self._last_words = last_words
+        self._departs = departs
         #: Asked for its figures, and not answered yet.
         self._asked: Future[Any] | None = None
 
     def prepare(self, capabilities: Mapping[str, bool], parameters: Mapping[str, int | str]) -> None:
         """Set what the next migration is done with, in the clear until `call` or `let_in` say otherwise.
 
-        Raises CommandRefusedError where this QEMU lacks something.
+        Raises CommandRefusedError where this QEMU lacks something, HostError where somebody else migrates the guest.
         """
-        leave_no_migration(self._monitor)
+        if (status := self._monitor.execute("query-migrate").get("status")) in UNDER_WAY:
+            raise HostError(
+                f"somebody migrates guest {self._name} by its monitor already ({status}): let that end, or end it "
+                "(`migrate_cancel`), and migrate it again"
+            )
         asked = [{"capability": name, "state": state} for name, state in capabilities.items()]
         self._monitor.execute("migrate-set-capabilities", capabilities=asked)
         self._set({"tls-creds": "", **parameters})
@@ -81,6 +94,7 @@ class OwnMigration:
 
     def set_off(self, uri: str) -> None:
         """Begin; the guest runs on."""
+        self._departs()
         self._monitor.execute("migrate", uri=uri)
 
     def figures(self) -> Figures:
