@@ -1,0 +1,1 @@
+"""Where a `Cluster` comes from: the live record, a readable file, one line that invents it. Planning works on any."""
