@@ -39,8 +39,9 @@ from workers.pairing.contract import Side
 PATIENCE = 90.0
 MEMORY = 32 << 20
 DIRTY_RATE = 20 << 20
-#: A limit that is met late or never, so that there are dirty rounds in every case, and an end to them.
-SEVERAL_ROUNDS = {"downtime-limit": 16, "max-rounds": 4, "on-stall": "force"}
+#: A limit below what a switch-over costs beside its bytes: never met, however fast the machine, as long as the guest
+#: writes. So there are dirty rounds in every case, and an end to them.
+SEVERAL_ROUNDS = {"downtime-limit": 10, "max-rounds": 4, "on-stall": "force"}
 
 _names = (f"g{number}" for number in itertools.count(1))
 
