@@ -11,7 +11,7 @@ from config.capabilities import read_options
 from config.errors import RefusedError
 from config.names import nearest
 from tasks.messages import MigrateRequest
-from tasks.records import Fleet, GuestRecord, HostRecord, Submission
+from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Submission
 from workers.pairing.agreement import HARMLESS
 from workers.pairing.contract import Side
 
@@ -19,13 +19,14 @@ from workers.pairing.contract import Side
 def judge(request: MigrateRequest, fleet: Fleet) -> Submission:
     """The submission for this request. Raises RequestError (the options), RefusedError (`reason` names the rule).
 
-    Rules, first to last: `unknown-guest`, `guest-moved`, `same-host`, `unknown-host`, `no-worker`, `busy`,
-    `capability`, `memory-lock`, `host-memory`.
+    Rules, first to last: `unknown-guest`, `guest-moved`, `same-host`, `pinned`, `cordoned`, `unknown-host`,
+    `no-worker`, `busy`, `capability`, `memory-lock`, `host-memory`.
     """
     capabilities, parameters = read_options(request.capabilities, request.parameters)
     guest = _guest(request, fleet)
     if guest.host == request.destination:
         raise RefusedError(f"{guest.guest} is on {guest.host} already; choose another destination.", "same-host")
+    _free_to_go(guest, request.destination, fleet)
     source = _host(guest.host, Side.SOURCE, fleet)
     destination = _host(request.destination, Side.DESTINATION, fleet)
     if guest.active not in (None, request.migration):
@@ -66,6 +67,22 @@ def _guest(request: MigrateRequest, fleet: Fleet) -> GuestRecord:
             "guest-moved",
         )
     return guest
+
+
+def _free_to_go(guest: GuestRecord, destination: str, fleet: Fleet) -> None:
+    for kept, name in ((Kept.GUEST, guest.guest), (Kept.HOST, guest.host), (Kept.HOST, destination)):
+        if pin := fleet.pins.get((kept, name)):
+            raise RefusedError(
+                f"{kept} {name} is pinned: {pin.reason}; wait until that is over, or take it back (`droveway blocker"
+                f" del {kept} {name}`).",
+                "pinned",
+            )
+    if cordon := fleet.pins.get((Kept.CORDON, destination)):
+        raise RefusedError(
+            f"{destination} takes no guests: {cordon.reason}; choose another destination, or let it take them again"
+            f" (`droveway uncordon {destination}`).",
+            "cordoned",
+        )
 
 
 def _host(name: str, side: Side, fleet: Fleet) -> HostRecord:

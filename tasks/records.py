@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from workers.guests.blocker import Blocker
@@ -159,12 +160,45 @@ class GuestRecord:
         }
 
 
+class Kept(StrEnum):
+    """What a pin keeps from moving."""
+
+    GUEST = "guest"
+    #: Nobody leaves this host, nobody comes.
+    HOST = "host"
+    #: Nobody comes to this host.
+    CORDON = "cordon"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An operator's word that something stays where it is: QEMU's migrate_add_blocker, for a fleet."""
+
+    kept: Kept
+    name: str
+    reason: str
+    since: float
+    #: None: until it is taken back.
+    expires: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "kept": str(self.kept),
+            "name": self.name,
+            "reason": self.reason,
+            "since": self.since,
+            "expires": self.expires,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All hosts that a live worker speaks for, and all guests, by name."""
+    """All hosts that a live worker speaks for, and all guests, by name; and what operators keep where it is."""
 
     hosts: Mapping[str, HostRecord] = field(default_factory=dict)
     guests: Mapping[str, GuestRecord] = field(default_factory=dict)
+    pins: Mapping[tuple[Kept, str], Pin] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +294,14 @@ def read_guest(guest: str, fields: Fields) -> GuestRecord:
         int(fields[b"epoch"]),
         _text(fields, "active") or None,
     )
+
+
+def read_pin(subject: str, said: bytes | str) -> Pin:
+    """The pin in a field of the hash `blockers` as prelude.lua describes it."""
+    kept, _, name = subject.partition(":")
+    document = json.loads(said)
+    expires = document["expires"] / 1000 or None
+    return Pin(Kept(kept), name, document["reason"], document["since"] / 1000, expires)
 
 
 def _side_json(side: SideRecord) -> dict[str, Any]:

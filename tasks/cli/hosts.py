@@ -26,8 +26,10 @@ def command(context: click.Context, as_json: bool) -> None:
         fleet = ledger.fleet()
     if as_json:
         guests = [guest.to_json() for guest in fleet.guests.values()]
-        click.echo(json.dumps({"hosts": [host.to_json() for host in fleet.hosts.values()], "guests": guests}))
+        pins = [pin.to_json() for pin in fleet.pins.values()]
+        there = [host.to_json() for host in fleet.hosts.values()]
+        click.echo(json.dumps({"hosts": there, "guests": guests, "blockers": pins}))
     elif fleet.hosts:
-        show(hosts(list(fleet.hosts.values())))
+        show(hosts(fleet))
     else:
         click.echo("no worker speaks for any host; start `droveway worker` on each")

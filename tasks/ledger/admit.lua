@@ -25,6 +25,16 @@ local function obstacle(record)
   end
 end
 
+-- Why it will not be moved at all, as an operator has said since it was asked for: rule, sentence.
+local function kept(record)
+  for _, subject in ipairs({ 'guest:' .. record.guest, 'host:' .. record.source, 'host:' .. record.destination }) do
+    local said = blocker(subject)
+    if said then return 'pinned', string.gsub(subject, ':', ' ') .. ' is pinned: ' .. said.reason .. '.' end
+  end
+  local said = blocker('cordon:' .. record.destination)
+  if said then return 'cordoned', record.destination .. ' takes no guests: ' .. said.reason .. '.' end
+end
+
 for _, migration in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
   local record = read(record_key(migration))
   local guest = record and read(guest_key(record.guest))
@@ -35,8 +45,11 @@ for _, migration in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
   elseif not guest or guest.host ~= record.source or guest.active ~= migration then
     finalise(migration, record, 'failed', 'guest-moved', record.guest .. ' is no longer on ' .. record.source .. '; submit again.')
   else
-    local reason = obstacle(record)
-    if not reason then
+    local rule, why = kept(record)
+    local reason = not rule and obstacle(record)
+    if rule then
+      finalise(migration, record, 'failed', rule, why)
+    elseif not reason then
       local epoch = redis.call('HINCRBY', guest_key(record.guest), 'epoch', 1)
       redis.call('SADD', slots_key(record.source, 'source'), migration)
       redis.call('SADD', slots_key(record.destination, 'destination'), migration)

@@ -18,7 +18,19 @@ from typing import Any, cast
 from config.errors import RefusedError
 from config.redis import coordination_client, reaching_redis
 from config.settings import Settings
-from tasks.records import Fields, Fleet, LocalGuest, MigrationRecord, Submission, read_guest, read_host, read_migration
+from tasks.records import (
+    Fields,
+    Fleet,
+    Kept,
+    LocalGuest,
+    MigrationRecord,
+    Pin,
+    Submission,
+    read_guest,
+    read_host,
+    read_migration,
+    read_pin,
+)
 from workers.attempt import Job, Status
 from workers.pairing.contract import Side, Ticket
 from workers.pairing.events import Events
@@ -179,6 +191,23 @@ class Ledger:
         )
         return [_decoded(name) for name in self._run("heartbeat", *args)]
 
+    # --- what operators keep where it is ------------------------------------------------------------------------------
+
+    def pin(
+        self, kept: Kept, name: str, reason: str, expires: float | None = None, *, replace: bool = False
+    ) -> Pin | None:
+        """Keep it there, until `expires` (the server's clock). Returns the pin of another reason that stands already.
+
+        With `replace`, or under the same reason, this one takes its place.
+        """
+        until = 0 if expires is None else round(expires * 1000)
+        answer = self._run("block", f"{kept}:{name}", reason, until, "1" if replace else "")
+        return None if Answer(_decoded(answer[0])) is Answer.OK else read_pin(f"{kept}:{name}", answer[1])
+
+    def unpin(self, kept: Kept, name: str, reason: str = "") -> Answer:
+        """Let it move again: OK | GONE | OTHER (with `reason`, where another one stands)."""
+        return Answer(_decoded(self._run("unblock", f"{kept}:{name}", reason)))
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
@@ -208,7 +237,7 @@ class Ledger:
         return Waiter(self, Events(self._client, self._keys.events(migration)))
 
     def fleet(self) -> Fleet:
-        """All hosts and guests."""
+        """All hosts and guests, and what operators keep where it is."""
         now = self.now()
         keys = self._keys
         hosts, guests = self._members(keys.hosts()), self._members(keys.guests())
@@ -221,6 +250,7 @@ class Ledger:
                     pipe.scard(keys.slots(host, side))
             for guest in guests:
                 pipe.hgetall(keys.guest(guest))
+            pipe.hgetall(keys.blockers())
             answers = iter(pipe.execute())
         read = {}
         for host in hosts:
@@ -228,7 +258,10 @@ class Ledger:
             busy = {side: next(answers) for side in Side}
             if fields:
                 read[host] = read_host(host, fields, now, sum(map(int, resident)), sum(map(int, reserved)), busy)
-        return Fleet(read, {guest: read_guest(guest, fields) for guest in guests if (fields := next(answers))})
+        there = {guest: read_guest(guest, fields) for guest in guests if (fields := next(answers))}
+        pins = [read_pin(subject.decode(), said) for subject, said in next(answers).items()]
+        standing = [pin for pin in pins if pin.expires is None or pin.expires > now]
+        return Fleet(read, there, {(pin.kept, pin.name): pin for pin in standing})
 
     def _members(self, key: str) -> list[str]:
         with reaching_redis(self._settings):

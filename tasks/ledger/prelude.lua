@@ -14,6 +14,8 @@
 --   open                    set     M not ended, or still holding a slot
 --   slots:H:ROLE            set     M
 --   reserved:H              hash    M → bytes
+--   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
+--                                   since (ms), expires (ms, or 0: never)
 --
 -- migration:M has: guest, source, destination, memory, capabilities, parameters, created, expires, state, epoch,
 -- admitted, rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
@@ -35,6 +37,7 @@ local function slots_key(host, side) return prefix .. 'slots:' .. host .. ':' ..
 local function reserved_key(host) return prefix .. 'reserved:' .. host end
 local HOSTS, GUESTS, OPEN = prefix .. 'hosts', prefix .. 'guests', prefix .. 'open'
 local MIGRATIONS, WAITING = prefix .. 'migrations', prefix .. 'waiting'
+local BLOCKERS = prefix .. 'blockers'
 
 -- A hash as a table; nil when there is none.
 local function read(key)
@@ -53,6 +56,13 @@ local function total(key)
   local sum = 0
   for _, bytes in ipairs(redis.call('HVALS', key)) do sum = sum + tonumber(bytes) end
   return sum
+end
+
+-- What an operator said of this subject, while it holds.
+local function blocker(subject)
+  local said = redis.call('HGET', BLOCKERS, subject)
+  local read = said and cjson.decode(said)
+  if read and (read.expires == 0 or read.expires > now) then return read end
 end
 
 local function release(migration, record, side)

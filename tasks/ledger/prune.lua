@@ -1,5 +1,5 @@
 -- Drop from the indexes what is gone: records past their retention (the oldest thousand at a time), hosts that neither
--- speak nor hold anything.
+-- speak nor hold anything, blockers past their expiry.
 --
 --   ARGV  retention
 for _, migration in ipairs(redis.call('ZRANGE', MIGRATIONS, 0, 999)) do
@@ -9,5 +9,8 @@ for _, host in ipairs(redis.call('SMEMBERS', HOSTS)) do
   local held = redis.call('EXISTS', host_key(host), residents_key(host), reserved_key(host),
     slots_key(host, 'source'), slots_key(host, 'destination'))
   if held == 0 then redis.call('SREM', HOSTS, host) end
+end
+for _, subject in ipairs(redis.call('HKEYS', BLOCKERS)) do
+  if not blocker(subject) then redis.call('HDEL', BLOCKERS, subject) end
 end
 return 'OK'

@@ -14,7 +14,7 @@ from config.settings import HistorySettings, RedisSettings, Settings, WorkerSett
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import MigrateRequest
 from tasks.reconcile import Action, reconcile
-from tasks.records import LocalGuest, MigrationRecord, Submission
+from tasks.records import Kept, LocalGuest, MigrationRecord, Submission
 from tasks.requests import admit, cancel, snapshot, submit, watch
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
@@ -135,6 +135,61 @@ def test_what_expired_while_it_waited_ends_and_says_what_for(ledger: Ledger) -> 
     assert ledger.admit() == []
     assert (snapshot(ledger, "m-2").state, snapshot(ledger, "m-2").reason) == ("failed", "expired")
     assert ledger.fleet().guests["db"].active is None
+
+
+# --- what operators keep where it is ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "name", "reason"),
+    [
+        (Kept.GUEST, "web", "pinned"),
+        (Kept.HOST, "alpha", "pinned"),
+        (Kept.HOST, "beta", "pinned"),
+        (Kept.CORDON, "beta", "cordoned"),
+    ],
+)
+def test_what_waits_ends_when_an_operator_keeps_it_where_it_is(
+    ledger: Ledger, kept: Kept, name: str, reason: str
+) -> None:
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ask(ledger, "m-2", "mail", "beta", "gamma")
+    assert ledger.pin(kept, name, "under test") is None
+    assert ledger.admit() == ([] if (kept, name) == (Kept.HOST, "beta") else ["m-2"])
+    record = snapshot(ledger, "m-1")
+    assert (record.state, record.reason) == ("failed", reason)
+    assert "under test" in str(record.message)
+    assert ledger.fleet().guests["web"].active is None
+
+
+def test_a_cordon_lets_guests_leave(ledger: Ledger) -> None:
+    ledger.pin(Kept.CORDON, "alpha", "under test")
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    assert ledger.admit() == ["m-1"]
+
+
+def test_a_pin_that_has_expired_keeps_nothing_and_is_swept_away(ledger: Ledger, redis_server: RedisServer) -> None:
+    ledger.pin(Kept.GUEST, "web", "over", ledger.now() - 1)
+    ledger.pin(Kept.GUEST, "db", "goes on", ledger.now() + 3600)
+    assert [pin.name for pin in ledger.fleet().pins.values()] == ["db"]
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    assert ledger.admit() == ["m-1"]
+    ledger.prune()
+    with redis_server.client() as client:
+        assert client.hkeys("ledger:blockers") == [b"guest:db"]
+
+
+def test_what_somebody_else_said_stands_until_it_is_replaced(ledger: Ledger) -> None:
+    assert ledger.pin(Kept.GUEST, "web", "a licence") is None
+    assert ledger.pin(Kept.GUEST, "web", "a licence", ledger.now() + 3600) is None  # said again, with an end
+    standing = ledger.pin(Kept.GUEST, "web", "a whim")
+    assert standing is not None
+    assert standing.reason == "a licence"
+    assert standing.expires is not None
+    assert ledger.pin(Kept.GUEST, "web", "a whim", replace=True) is None
+    assert ledger.unpin(Kept.GUEST, "web", "a licence") is Answer.OTHER
+    assert ledger.unpin(Kept.GUEST, "web") is Answer.OK
+    assert ledger.unpin(Kept.GUEST, "web") is Answer.GONE
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

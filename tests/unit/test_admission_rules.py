@@ -12,7 +12,7 @@ from config.errors import RefusedError, RequestError
 from tasks.admission import judge
 from tasks.messages import MigrateRequest
 from tasks.reconcile import ABANDON_AFTER, RING_AGAIN, Action, examine
-from tasks.records import Fleet, GuestRecord, HostRecord, MigrationRecord, SideRecord
+from tasks.records import Fleet, GuestRecord, HostRecord, Kept, MigrationRecord, Pin, SideRecord
 from workers.pairing.contract import Side
 
 GIB = 1 << 30
@@ -30,6 +30,10 @@ def host(name: str, **changes: Any) -> HostRecord:
 def fleet(*hosts: HostRecord, **guest: Any) -> Fleet:
     known = {each.host: each for each in (host("alpha"), host("beta"), *hosts)}
     return Fleet(known, {"web": replace(GuestRecord("web", "alpha", GIB, 4, None), **guest)})
+
+
+def pinned(kept: Kept, name: str) -> Fleet:
+    return replace(fleet(), pins={(kept, name): Pin(kept, name, "under test", 1.0)})
 
 
 def asked(**changes: Any) -> MigrateRequest:
@@ -56,12 +60,21 @@ def test_a_sound_request_becomes_a_submission() -> None:
         (asked(), fleet(host("beta", capabilities=frozenset({"zero-pages"}))), "capability", "verify-ram"),
         (asked(), fleet(host("beta", resident=2 * GIB, reserved=2 * GIB - 1)), "host-memory", "has 1 left"),
         (asked(), fleet(host("beta", memory=0, resident=GIB)), "host-memory", "has 0 left"),
+        (asked(), pinned(Kept.GUEST, "web"), "pinned", "guest web is pinned: under test"),
+        (asked(), pinned(Kept.HOST, "alpha"), "pinned", "host alpha is pinned: under test"),
+        (asked(), pinned(Kept.HOST, "beta"), "pinned", "host beta is pinned: under test"),
+        (asked(), pinned(Kept.CORDON, "beta"), "cordoned", "beta takes no guests: under test"),
     ],
 )
 def test_each_rule_refuses_under_its_own_word(request_: MigrateRequest, there: Fleet, reason: str, said: str) -> None:
     with pytest.raises(RefusedError, match=said) as caught:
         judge(request_, there)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(("kept", "name"), [(Kept.CORDON, "alpha"), (Kept.GUEST, "mail"), (Kept.HOST, "gamma")])
+def test_a_pin_keeps_nothing_but_what_it_names_and_a_cordon_lets_guests_leave(kept: Kept, name: str) -> None:
+    assert judge(asked(), pinned(kept, name)).destination == "beta"
 
 
 @pytest.mark.parametrize("low", ["alpha", "beta"])

@@ -20,7 +20,7 @@ from tasks.cli.rendering.live import live
 from tasks.cli.rendering.reconciled import Settled, reconciled
 from tasks.cli.rendering.tables import capabilities, full, hosts, migrations, summary
 from tasks.reconcile import Action, Finding
-from tasks.records import HostRecord, MigrationRecord, SideRecord
+from tasks.records import Fleet, HostRecord, Kept, MigrationRecord, Pin, SideRecord
 from workers.attempt import Status
 from workers.pairing.contract import Side
 
@@ -222,9 +222,13 @@ def test_words_from_elsewhere_are_not_taken_for_markup() -> None:
 def test_hosts_without_a_live_worker_stand_out() -> None:
     host = HostRecord("alpha", "10.0.0.1", "0.1.0", 8 * GIB, GIB, 0, None, frozenset(), ("tcp",), ("content",),
                       dict.fromkeys(Side, 1), dict.fromkeys(Side, 0), frozenset())  # fmt: skip
-    shown = drawn(hosts([host]))
+    shown = drawn(hosts(Fleet({"alpha": host})))
     assert "none alive" in shown
     assert "7.00 GiB" in shown
+    assert "leave and come" in shown
+    for kept, words in ((Kept.CORDON, "cordoned: a new board"), (Kept.HOST, "pinned: a new board")):
+        pin = Pin(kept, "alpha", "a new board", 1.0)
+        assert words in drawn(hosts(Fleet({"alpha": host}, {}, {(kept, "alpha"): pin})), 200)
 
 
 def test_every_name_of_a_capability_can_be_copied_from_the_table() -> None:

@@ -1,7 +1,7 @@
 """Every Redis key of Droveway, in one table: name, type, who writes it, when it goes.
 
 All lie under one prefix (`droveway:` by default), which the Celery queues share. Nothing here is needed to keep a guest
-safe: every key can be rebuilt from the hosts' journals and directories.
+safe: every key can be rebuilt from the hosts' journals and directories, but for what operators said (blockers).
 
     hosts                   set     every H that was heard of             H's workers; pruned by reconcile
     host:H                  hash    capacity, address, lease per role     H's workers; goes with the host's last lease
@@ -18,6 +18,8 @@ safe: every key can be rebuilt from the hosts' journals and directories.
     slots:H:source|destination  set  the M that hold a slot               admission, finish
     check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
+    blockers                hash    "guest:G", "host:H", "cordon:H" →     operators, evacuations; each until its expiry,
+                                    {reason, since, expires} (ms)         or until it is taken back
 """
 
 from dataclasses import dataclass
@@ -84,3 +86,7 @@ class Keys:
     def reserved(self, host: str) -> str:
         """Memory held on a host for guests that are on their way."""
         return f"{self.prefix}reserved:{host}"
+
+    def blockers(self) -> str:
+        """What operators keep where it is."""
+        return f"{self.prefix}blockers"

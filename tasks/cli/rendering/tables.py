@@ -15,7 +15,7 @@ from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
-from tasks.records import GuestRecord, HostRecord, Obstacle
+from tasks.records import Fleet, GuestRecord, Kept, Obstacle, Pin
 from workers.guests.local import LocalGuest
 from workers.pairing.contract import Side
 
@@ -174,10 +174,10 @@ def _sides(facts: Facts) -> RenderableType:
 # --- the fleet --------------------------------------------------------------------------------------------------------
 
 
-def hosts(records: Sequence[HostRecord]) -> RenderableType:
+def hosts(fleet: Fleet) -> RenderableType:
     """One line each."""
-    made = table("HOST", "ADDRESS", "WORKERS", ">FREE", ">MEMORY", ">LEAVING", ">COMING", "TRACKERS", "RELEASE")
-    for record in records:
+    made = table("HOST", "ADDRESS", "WORKERS", ">FREE", ">MEMORY", ">LEAVING", ">COMING", "GUESTS", "RELEASE")
+    for record in fleet.hosts.values():
         slots = [f"{record.busy.get(side, 0)}/{record.slots[side]}" for side in (Side.SOURCE, Side.DESTINATION)]
         made.add_row(
             record.host,
@@ -186,9 +186,25 @@ def hosts(records: Sequence[HostRecord]) -> RenderableType:
             size(record.free),
             size(record.memory),
             *slots,
-            ", ".join(record.trackers),
+            _open_to_guests(record.host, fleet),
             record.version,
         )
+    return made
+
+
+def _open_to_guests(host: str, fleet: Fleet) -> Text:
+    for kept, words in ((Kept.HOST, "pinned"), (Kept.CORDON, "cordoned")):
+        if pin := fleet.pins.get((kept, host)):
+            return Text(f"{words}: {pin.reason}", style="yellow")
+    return Text("leave and come")
+
+
+def pins(found: Sequence[Pin]) -> RenderableType:
+    """What operators keep where it is, one line each."""
+    made = table("KEPT", "NAME", "SINCE", "UNTIL", "REASON")
+    for each in found:
+        kept = "takes no guests" if each.kept is Kept.CORDON else str(each.kept)
+        made.add_row(kept, each.name, _moment(each.since), _moment(each.expires), Text(each.reason))
     return made
 
 

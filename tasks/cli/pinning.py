@@ -1,0 +1,79 @@
+"""What `blocker`, `cordon` and `uncordon` share: the words they are given, and the ledger's answers in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from config.errors import RefusedError, RequestError
+from config.names import check_name, nearest
+from config.units import SECONDS
+from tasks.cli.invocation import Command
+from tasks.ledger.ledger import Answer, Ledger
+from tasks.records import Kept, Pin
+
+#: Characters of a reason: it is shown in one line, beside what it is about.
+_LONGEST = 200
+
+
+def pin(ledger: Ledger, kept: Kept, name: str, reason: str, seconds: float | None, *, replace: bool = False) -> Pin:
+    """Keep it there for so many seconds. Raises RequestError, RefusedError (`pinned`, `cordoned`, unknown names)."""
+    if not reason.strip() or len(reason) > _LONGEST or not reason.isprintable():
+        raise RequestError(f"a reason is one line of 1 to {_LONGEST} characters; say why in fewer words")
+    _known(ledger, kept, name)
+    now = ledger.now()
+    expires = None if seconds is None else now + seconds
+    if standing := ledger.pin(kept, name, reason.strip(), expires, replace=replace):
+        word = "cordoned" if kept is Kept.CORDON else "pinned"
+        raise RefusedError(
+            f"{name} is {word} already: {standing.reason}; --replace puts your reason in place of it.", word
+        )
+    return Pin(kept, name, reason.strip(), now, expires)
+
+
+def unpin(ledger: Ledger, kept: Kept, name: str) -> bool:
+    """Let it move again; whether anything kept it."""
+    return ledger.unpin(kept, name) is Answer.OK
+
+
+def kept_and_name(kept: str, name: str) -> tuple[Kept, str]:
+    """The words of a command line, checked. Raises RequestError."""
+    return Kept(kept), check_name("guest" if kept == Kept.GUEST else "host", name)
+
+
+def _known(ledger: Ledger, kept: Kept, name: str) -> None:
+    """A mistyped name would keep nothing where it is, and nobody would know."""
+    fleet = ledger.fleet()
+    kind, known = ("guest", list(fleet.guests)) if kept is Kept.GUEST else ("host", list(fleet.hosts))
+    if name not in known:
+        raise RefusedError(
+            f"No {kind} {name} is known{nearest(name, known)} (`droveway hosts` shows hosts, `droveway guest list` on a"
+            " host its guests).",
+            f"unknown-{kind}",
+        )
+
+
+class _Duration(click.ParamType[float]):
+    """Seconds, as people write them."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds."""
+        try:
+            seconds = float(SECONDS.parse(str(value)))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds <= 0:
+            self.fail("it would be over at once", param, ctx)
+        return seconds
+
+
+DURATION = _Duration()
+
+
+def expires_option(command: Command) -> Command:
+    """--expires, as `expires` in seconds from now."""
+    about = "Like 2h or 30m: over by itself then. Default: until it is taken back."
+    return click.option("--expires", type=DURATION, metavar="TIME", help=about)(command)
