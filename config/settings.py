@@ -30,8 +30,8 @@ from pydantic import (
 )
 
 from config.errors import HostError, RequestError, SettingsError
-from config.names import check_name, nearest
-from config.units import BYTES, SECONDS
+from config.names import NAME, check_labels, check_name, nearest
+from config.units import BYTES, BYTES_PER_SECOND, SECONDS
 
 DEFAULT_FILE = Path("/etc/droveway.toml")
 ENVIRONMENT_PREFIX = "DROVEWAY_"
@@ -75,6 +75,27 @@ def _check_absolute(path: Path) -> Path:
     return path
 
 
+def _read_rate(value: object) -> object:
+    """Bytes/s of `25Gbit/s`; anything but a word is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    rate = BYTES_PER_SECOND.parse(value)
+    if rate.denominator != 1:
+        raise ValueError(f"{value!r} is not a whole number of bytes a second")
+    return rate.numerator
+
+
+def _read_labels(value: object) -> object:
+    """The labels of `zone=eu-1,ssd=yes`, or a list of them."""
+    words = [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+    try:
+        return check_labels(words)
+    except RequestError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+Rate = Annotated[int, BeforeValidator(_read_rate), Field(ge=1 << 20)]
+Labels = Annotated[tuple[str, ...], BeforeValidator(_read_labels)]
 Bytes = Annotated[int, BeforeValidator(_read_size), Field(ge=0)]
 #: From a millisecond to ten years, to the microsecond: such numbers are written as plain decimals, never as 1e-05.
 Seconds = Annotated[
@@ -183,6 +204,16 @@ class HostSettings(_Concern):
     ram_dir: Directory = Path("/dev/shm/droveway")  # noqa: S108  # not a temporary file: guest RAM is shared memory
     #: What may be promised to guests; see `offered_memory` for the default.
     memory: Bytes | None = None
+    #: Cores that guests may keep busy; default: all.
+    cpus: Annotated[float, Field(ge=0.1, le=65536)] = Field(default_factory=lambda: float(os.cpu_count() or 1))
+    #: Of the link that migrations take, in each direction: what a fleet's plans reckon with. It limits nothing by
+    #: itself (the parameter max-bandwidth of a migration does).
+    bandwidth: Rate = 1_250_000_000
+    #: The shared link behind it, such as a rack's uplink: its name, the same on every host that is behind it, and rate.
+    uplink: Annotated[str, Field(pattern=NAME.pattern)] | None = None
+    uplink_bandwidth: Rate = 12_500_000_000
+    #: What this host is, each "key=value": guests may need it.
+    labels: Labels = ()
     #: Migrations at a time, each way. One: two streams share a link, so each needs twice the time to outrun its guest
     #: (KubeVirt's operator went from 2 to 1 for that); the ways are apart because links carry both at full rate.
     outbound_slots: Annotated[int, Field(ge=1, le=64)] = 1
@@ -307,7 +338,7 @@ class Settings(_Concern):
         variables = {"DROVEWAY_CONFIG": os.devnull}
         for concern, values in self.model_dump(mode="json").items():
             for key, value in values.items():
-                if value is not None:
+                if value is not None and value != []:
                     variables[_variable(f"{concern}.{key}")] = _written(value)
         variables[_variable("redis.url")] = self.redis.url.get_secret_value()
         return variables
@@ -435,7 +466,9 @@ def _invalid(error: ValidationError, given: Mapping[str, _Given]) -> SettingsErr
 
 def _written(value: object) -> str:
     """A value of the settings' JSON as a variable holds it."""
-    return "-".join(str(port) for port in value) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    return ",".join(value) if value and isinstance(value[0], str) else "-".join(str(port) for port in value)
 
 
 def _variable(key: str) -> str:

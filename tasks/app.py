@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,7 @@ from tasks.records import LocalGuest
 from tasks.supervise import Supervisor
 from workers.attempt import MOVER, Attempt, Status
 from workers.dirty.choose import TRACKERS
+from workers.guests.load import Loads
 from workers.guests.local import LocalGuests
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
@@ -110,7 +112,7 @@ def host_service(
         supervisor=supervisor,
         metrics=metrics,
         offered=offered(settings),
-        owned_guests=lambda: owned_guests(settings, guests),
+        owned_guests=partial(owned_guests, settings, guests, Loads()),
         journal_facts=lambda: told_by_journals(state_dir),
         heartbeat_interval=lease / _BEATS_PER_LEASE,
         reconcile_interval=settings.worker.reconcile_interval,
@@ -129,19 +131,33 @@ def offered(settings: Settings) -> Offered:
         transports=kinds(),
         trackers=[tracker.kind for tracker in TRACKERS],
         slots={Side.SOURCE: host.outbound_slots, Side.DESTINATION: host.inbound_slots},
+        cpus=host.cpus,
+        bandwidth=host.bandwidth,
+        uplink=host.uplink or "",
+        uplink_bandwidth=host.uplink_bandwidth if host.uplink else 0,
+        labels=host.labels,
     )
 
 
-def owned_guests(settings: Settings, guests: LocalGuests) -> list[LocalGuest]:
+def owned_guests(settings: Settings, guests: LocalGuests, loads: Loads) -> list[LocalGuest]:
     """The guests that this host's journals let run here, with the highest epoch that they have seen.
 
     The journal alone tells a twin that is incoming: it was begun before the twin. So a heartbeat waits for no guest.
     """
     state_dir = settings.host.state_dir
     epochs = highest_epochs(state_dir)
+    found = guests.list(ask=False)
+    load = loads.look(guest.pid for guest in found if guest.pid is not None)
     return [
-        LocalGuest(guest.name, guest.memory, epochs.get(guest.name, 0))
-        for guest in guests.list(ask=False)
+        LocalGuest(
+            guest.name,
+            guest.memory,
+            epochs.get(guest.name, 0),
+            load.get(guest.pid or 0),
+            guest.anti_affinity,
+            guest.needs,
+        )
+        for guest in found
         if guest.memory is not None and owned_here(state_dir, guest.name)
     ]
 

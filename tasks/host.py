@@ -44,6 +44,12 @@ class Offered:
     transports: Sequence[str]
     trackers: Sequence[str]
     slots: Mapping[Side, int]
+    cpus: float = 0.0
+    #: Bytes/s of its link, and of the shared link behind it ("": none).
+    bandwidth: int = 1_250_000_000
+    uplink: str = ""
+    uplink_bandwidth: int = 0
+    labels: Sequence[str] = ()
 
     def fields(self) -> dict[str, str]:
         """As the hash of tasks/ledger/prelude.lua."""
@@ -55,6 +61,11 @@ class Offered:
             "capabilities": json.dumps(sorted(self.capabilities)),
             "transports": json.dumps(list(self.transports)),
             "trackers": json.dumps(list(self.trackers)),
+            "cpus": str(self.cpus),
+            "bandwidth": str(self.bandwidth),
+            "uplink": self.uplink,
+            "uplink_bandwidth": str(self.uplink_bandwidth),
+            "labels": json.dumps(list(self.labels)),
             **{f"slots:{side}": str(self.slots[side]) for side in Side},
         }
 

@@ -13,6 +13,8 @@ from workers.pairing.contract import Side
 
 Fields = Mapping[bytes, bytes]
 
+#: Bytes/s of a host's link, as long as nobody has said more: 10 Gbit/s.
+BANDWIDTH = 1_250_000_000
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -116,6 +118,12 @@ class HostRecord:
     busy: Mapping[Side, int]
     #: Roles whose worker is alive.
     alive: frozenset[Side]
+    #: Cores that guests may keep busy, 0: not said; bytes/s of its link, and of the shared one behind it ("": none).
+    cpus: float = 0.0
+    bandwidth: int = BANDWIDTH
+    uplink: str = ""
+    uplink_bandwidth: int = 0
+    labels: frozenset[str] = frozenset()
 
     @property
     def free(self) -> int:
@@ -136,6 +144,10 @@ class HostRecord:
             "trackers": list(self.trackers),
             "slots": {str(side): {"limit": self.slots[side], "taken": self.busy[side]} for side in Side},
             "workers": sorted(self.alive),
+            "cpus": self.cpus,
+            "bandwidth_bytes_per_second": self.bandwidth,
+            "uplink": self.uplink or None,
+            "labels": sorted(self.labels),
         }
 
 
@@ -148,6 +160,14 @@ class GuestRecord:
     memory: int
     epoch: int
     active: str | None
+    #: Cores that it keeps busy, as its host saw last.
+    load: float = 0.0
+    anti_affinity: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    #: Bytes/s that it wrote when it was last moved; None: never seen.
+    dirty_rate: float | None = None
+    #: When it was moved last.
+    moved: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -157,6 +177,11 @@ class GuestRecord:
             "memory_bytes": self.memory,
             "epoch": self.epoch,
             "migration": self.active,
+            "load_cores": self.load,
+            "anti_affinity": sorted(self.anti_affinity),
+            "needs": sorted(self.needs),
+            "dirty_bytes_per_second": self.dirty_rate,
+            "moved": self.moved,
         }
 
 
@@ -217,11 +242,17 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class LocalGuest:
-    """A guest that a host owns by its journal. `memory` in bytes; `epoch` is the highest that the journal has seen."""
+    """A guest that a host owns by its journal. `memory` in bytes; `epoch` is the highest that the journal has seen.
+
+    `load` in cores, None: not looked at.
+    """
 
     name: str
     memory: int
     epoch: int
+    load: float | None = None
+    anti_affinity: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 # --- from Redis -------------------------------------------------------------------------------------------------------
@@ -282,17 +313,28 @@ def read_host(
         slots={side: int(fields[f"slots:{side}".encode()]) for side in Side},
         busy=busy,
         alive=frozenset(side for side in Side if (_moment(fields, f"lease:{side}") or 0) >= now),
+        cpus=float(fields.get(b"cpus", 0)),
+        bandwidth=int(fields.get(b"bandwidth", BANDWIDTH)),
+        uplink=_text(fields, "uplink"),
+        uplink_bandwidth=int(fields.get(b"uplink_bandwidth", 0)),
+        labels=frozenset(json.loads(fields.get(b"labels", b"[]"))),
     )
 
 
 def read_guest(guest: str, fields: Fields) -> GuestRecord:
     """The guest in a hash as prelude.lua describes it."""
+    rules = json.loads(fields.get(b"rules") or b"{}")
     return GuestRecord(
         guest,
         _text(fields, "host"),
         int(fields[b"bytes"]),
         int(fields[b"epoch"]),
         _text(fields, "active") or None,
+        float(fields.get(b"load") or 0),
+        frozenset(rules.get("anti_affinity", ())),
+        frozenset(rules.get("needs", ())),
+        float(fields[b"dirty"]) if b"dirty" in fields else None,
+        _moment(fields, "moved"),
     )
 
 

@@ -73,15 +73,20 @@ def command() -> None:
 @click.option("--dirty-rate", type=RATE, default="0", metavar="RATE", help="What it writes in a second, like 200M.")
 @click.option("--pattern", type=click.Choice(PATTERNS), default="random", show_default=True, help="Where it writes.")
 @click.option("--used", type=float, default=0.8, show_default=True, help="The part of the memory it ever touches.")
+@click.option("--anti-affinity", metavar="GROUP", multiple=True, help="Kept apart from the others of this group.")
+@click.option("--needs", metavar="KEY=VALUE", multiple=True, help="A label that its host must have.")
 @json_option
 @click.pass_context
 def start(
     context: click.Context,
     name: str,
+    *,
     memory: int | None,
     dirty_rate: int,
     pattern: str,
     used: float,
+    anti_affinity: tuple[str, ...],
+    needs: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Start a guest on this host: a virtual machine from a file, or a memory guest from the options.
@@ -106,7 +111,9 @@ def start(
     else:
         if memory is None:
             raise RequestError("a memory guest needs --memory; a virtual machine a file that ends in .toml.")
-        spec = MemoryGuestSpec(check_name("guest", name), memory, dirty_rate, pattern, used)
+        spec = MemoryGuestSpec(
+            check_name("guest", name), memory, dirty_rate, pattern, used, anti_affinity=anti_affinity, needs=needs
+        )
         make_directories(invocation.settings)
         warning = _refuse_double(invocation, name)
         guest = invocation.guests.start(spec)
@@ -118,7 +125,7 @@ def _refuse_options(context: click.Context) -> None:
     """What a virtual machine is stands in its file alone."""
     given = [
         f"--{name.replace('_', '-')}"
-        for name in ("memory", "dirty_rate", "pattern", "used")
+        for name in ("memory", "dirty_rate", "pattern", "used", "anti_affinity", "needs")
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
     if given:
@@ -192,7 +199,9 @@ def _announced(invocation: Invocation, guest: MemoryGuest | QemuGuest) -> str | 
 def announce(ledger: Ledger, settings: Settings, guest: MemoryGuest | QemuGuest) -> None:
     """Tell the fleet of a guest that was just started. Raises UnreachableError."""
     epoch = highest_epochs(settings.host.state_dir).get(guest.name, 0)
-    ledger.announce(settings.host.name, LocalGuest(guest.name, guest.spec.memory, epoch))
+    spec = guest.spec
+    started = LocalGuest(guest.name, spec.memory, epoch, anti_affinity=spec.anti_affinity, needs=spec.needs)
+    ledger.announce(settings.host.name, started)
 
 
 @command.command("list")

@@ -15,6 +15,10 @@ if before then return before == outcome and 'OK' or 'CONFLICT' end
 record['claim:' .. side], record['outcome:' .. side] = nonce, outcome
 redis.call('HSET', record_key(migration), 'claim:' .. side, nonce, 'outcome:' .. side, outcome, 'progress:' .. side, ARGV[9])
 redis.call('HDEL', record_key(migration), 'lease:' .. side)
+local rates = cjson.decode(ARGV[9]).rates
+if side == 'source' and rates and rates.dirty and redis.call('EXISTS', guest_key(record.guest)) == 1 then
+  redis.call('HSET', guest_key(record.guest), 'dirty', rates.dirty)
+end
 release(migration, record, side)
 if ENDED[record.state] then
   close(migration, record)

@@ -3,7 +3,7 @@
 --
 --   ARGV  retention, host, side whose worker speaks, lease (ms), offered: field/value pairs as JSON,
 --         attempts: [{migration, guest, epoch, side, nonce, source, destination, memory, capabilities, parameters}],
---         guests: [{name, bytes, epoch}], '1' when these are all guests of the host
+--         guests: [{name, bytes, epoch, rules, load?}], '1' when these are all guests of the host
 --
 -- → {guests said to be here, while the record has them elsewhere}
 local host, side, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -55,7 +55,8 @@ local function register(guest)
   local epoch = math.max(tonumber(known and known.epoch or 0), tonumber(guest.epoch))
   if known and known.host ~= host then redis.call('HDEL', residents_key(known.host), guest.name) end
   redis.call('HSET', guest_key(guest.name), 'host', host, 'bytes', guest.bytes, 'epoch', epoch,
-    'active', known and known.active or '', 'seen', now)
+    'active', known and known.active or '', 'seen', now, 'rules', guest.rules or '')
+  if guest.load then redis.call('HSET', guest_key(guest.name), 'load', guest.load) end
   redis.call('HSET', residents_key(host), guest.name, guest.bytes)
   redis.call('SADD', GUESTS, guest.name)
   return true

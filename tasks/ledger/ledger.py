@@ -179,7 +179,7 @@ class Ledger:
         *,
         complete: bool,
     ) -> list[str]:
-        listed = [{"name": guest.name, "bytes": str(guest.memory), "epoch": str(guest.epoch)} for guest in guests]
+        listed = [_guest_json(guest) for guest in guests]
         args = (
             host,
             side,
@@ -304,6 +304,13 @@ class Waiter:
     def wait(self, seconds: float) -> None:
         """Return when something happened since the last call, or after `seconds`, at most 5."""
         self._ledger.wait(self._events, seconds)
+
+
+def _guest_json(guest: LocalGuest) -> dict[str, str]:
+    """Numbers as text, as below; what was not looked at is not there, and stays as it was."""
+    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs}
+    said = {"name": guest.name, "bytes": str(guest.memory), "epoch": str(guest.epoch), "rules": json.dumps(rules)}
+    return said if guest.load is None else said | {"load": f"{guest.load:.3f}"}
 
 
 def _attempt_json(job: Job) -> dict[str, str]:

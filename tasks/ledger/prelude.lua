@@ -7,7 +7,8 @@
 --   host:H                  hash    what H offers; lease:ROLE (ms): that role's worker was alive until then
 --   residents:H             hash    G → bytes
 --   guests                  set     every G
---   guest:G                 hash    host, epoch, bytes, active (the migration that has it, or ''), seen (ms)
+--   guest:G                 hash    host, epoch, bytes, active (the migration that has it, or ''), seen (ms), rules (JSON),
+--                                   load (cores); of its last move: moved (ms), dirty (bytes/s)
 --   migration:M             hash    the record
 --   migration:M:events      stream  wakes whoever waits on the record
 --   migrations, waiting     zset    M by creation time
@@ -87,7 +88,7 @@ local function finalise(migration, record, state, reason, message)
   if guest and guest.active == migration then
     redis.call('HSET', guest_key(record.guest), 'active', '', 'seen', now)
     if state == 'completed' and guest.epoch == record.epoch then
-      redis.call('HSET', guest_key(record.guest), 'host', record.destination)
+      redis.call('HSET', guest_key(record.guest), 'host', record.destination, 'moved', now)
       redis.call('HDEL', residents_key(guest.host), record.guest)
       redis.call('HSET', residents_key(record.destination), record.guest, record.memory)
       redis.call('HDEL', reserved_key(record.destination), migration)

@@ -192,6 +192,34 @@ def test_what_somebody_else_said_stands_until_it_is_replaced(ledger: Ledger) -> 
     assert ledger.unpin(Kept.GUEST, "web") is Answer.GONE
 
 
+# --- what plans are made from -----------------------------------------------------------------------------------------
+
+
+def test_what_a_host_says_of_itself_and_its_guests_is_read_back(ledger: Ledger) -> None:
+    said = LocalGuest("web", GIB, 0, 1.5, ("db",), ("zone=1",))
+    labels = {"labels": '["zone=1"]', "cpus": "16.0", "bandwidth": "5", "uplink": "rack1", "uplink_bandwidth": "7"}
+    beat(ledger, "alpha", [said], **labels)
+    fleet = ledger.fleet()
+    host, guest = fleet.hosts["alpha"], fleet.guests["web"]
+    assert (host.cpus, host.bandwidth, host.uplink, host.uplink_bandwidth, host.labels) == (
+        16.0, 5, "rack1", 7, frozenset({"zone=1"}),
+    )  # fmt: skip
+    assert (guest.load, guest.anti_affinity, guest.needs) == (1.5, frozenset({"db"}), frozenset({"zone=1"}))
+    beat(ledger, "alpha", [replace(said, load=None)])
+    assert ledger.fleet().guests["web"].load == 1.5  # not looked at is not idle
+
+
+def test_a_move_leaves_behind_when_it_was_and_how_much_its_guest_wrote(ledger: Ledger) -> None:
+    assert (ledger.fleet().guests["web"].moved, ledger.fleet().guests["web"].dirty_rate) == (None, None)
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    ledger.admit()
+    for job in [taken(ledger, "m-1", side) for side in Side]:
+        ledger.finish(job.ticket, Status(outcome="completed", rates={"dirty": 2.5e8}))
+    guest = ledger.fleet().guests["web"]
+    assert (guest.host, guest.dirty_rate) == ("beta", 2.5e8)
+    assert guest.moved == pytest.approx(ledger.now(), abs=60)
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from workers.guests import memory as memory_module
 from workers.guests import memory_process
 from workers.guests.contract import Guest, RunState
 from workers.guests.control import CLIENTS, LINE_LIMIT
+from workers.guests.load import Loads
 from workers.guests.local import LocalGuests
 from workers.guests.memory import MemoryGuest
 from workers.guests.memory_content import Findings
@@ -586,7 +587,7 @@ def test_what_a_host_owns_is_told_without_asking_a_guest_that_may_not_answer(
     asked: list[MemoryGuest] = []
     monkeypatch.setattr(MemoryGuest, "status", asked.append)
     settings: Any = SimpleNamespace(host=SimpleNamespace(state_dir=tmp_path / "a"))
-    assert [each.name for each in owned_guests(settings, hosts["a"])] == [guest.name]
+    assert [each.name for each in owned_guests(settings, hosts["a"], Loads())] == [guest.name]
     assert not asked
 
 

@@ -90,6 +90,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.epochs: dict[str, int] = {}
         self.places: dict[str, str] = {}
         self.claimed_epochs: dict[str, tuple[int, str]] = {}
+        #: How often Redis was emptied.
+        self.forgotten = 0
         self.client.flushdb()
 
     def teardown(self) -> None:
@@ -282,6 +284,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(order=st.permutations(HOSTS))
     def redis_forgets(self, order: list[str]) -> None:
         self.client.flushdb()
+        self.forgotten += 1
         self.ended.clear()
         self.epochs.clear()
         self.places.clear()
@@ -305,7 +308,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for host in HOSTS:
             for side in Side:
                 held: Any = self.client.smembers(self.keys.slots(host, side))
-                assert len(held) <= SLOTS
+                # Of an attempt whose record is gone, nobody knows that it still lets go of its memory: once the host
+                # says so to a Redis that has forgotten again, it counts beside the one that was admitted meanwhile.
+                at_work = {job.migration.encode() for job in self.world.jobs_of(host) if job.side is side}
+                assert len(held) <= SLOTS or (self.forgotten > 1 and held <= at_work)
                 assert all(self.client.sismember(self.keys.open(), migration) for migration in held)
             resident: Any = self.client.hvals(self.keys.residents(host))
             reserved: Any = self.client.hgetall(self.keys.reserved(host))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,10 @@ from workers.guests.qemu.guest import obstacles as qemu_obstacles
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving, last_line
 
-_OPEN: Mapping[str, Callable[[Path], Guest]] = {MemoryGuest.kind: MemoryGuest, QemuGuest.kind: QemuGuest}
+_OPEN: Mapping[str, Callable[[Path], MemoryGuest | QemuGuest]] = {
+    MemoryGuest.kind: MemoryGuest,
+    QemuGuest.kind: QemuGuest,
+}
 _INCOMING: Mapping[str, Callable[[Path, Path, dict[str, Any]], Guest]] = {
     MemoryGuest.kind: incoming_memory_guest,
     QemuGuest.kind: incoming_qemu_guest,
@@ -42,6 +45,8 @@ class LocalGuest:
     pid: int | None = None
     status: RunState | None = None
     problem: str = ""
+    anti_affinity: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 class LocalGuests:
@@ -150,7 +155,8 @@ def _entry(directory: Path, *, ask: bool) -> LocalGuest:
         memory, pid = sum(block.size for block in guest.blocks()), guest.pid
     except HostError as error:
         return LocalGuest(name, kind, problem=str(error))
+    found = LocalGuest(name, kind, memory, pid, anti_affinity=guest.spec.anti_affinity, needs=guest.spec.needs)
     try:
-        return LocalGuest(name, kind, memory, pid, guest.status() if ask else None)
+        return replace(found, status=guest.status() if ask else None)
     except HostError as error:  # it lives, and holds its memory, though it does not answer
-        return LocalGuest(name, kind, memory, pid, problem=str(error))
+        return replace(found, problem=str(error))

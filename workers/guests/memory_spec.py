@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from config.errors import RequestError
+from config.names import check_groups, check_labels
 from workers.ranges import PAGE_SIZE
 
 Words = npt.NDArray[np.uint64]
@@ -18,6 +19,8 @@ PATTERNS = ("random", "sequential", "hot")
 #: Used memory lies in this many stretches with holes between them, so that a mover meets more than one.
 STRIPES = 16
 
+#: What a guest that was started before these fields were there does not have.
+_LATER = {"anti_affinity", "needs"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -27,7 +30,9 @@ class MemoryGuestSpec:
 
     Shapes: `memory` bytes, a multiple of 4096; `dirty_rate` and `check_rate` bytes a second; `used` is the part of the
     memory that is ever touched (0 < used ≤ 1), `zeros` the part of the writes that store a page of zeros
-    (0 ≤ zeros < 1). `hot` sends nine writes of ten to a tenth of the used pages. Raises RequestError on anything else.
+    (0 ≤ zeros < 1). `hot` sends nine writes of ten to a tenth of the used pages. No two guests with a word of
+    `anti_affinity` in common are planned onto one host; `needs` are labels that its host must have. Raises RequestError
+    on anything else.
     """
 
     name: str
@@ -38,8 +43,12 @@ class MemoryGuestSpec:
     zeros: float = 0.05
     check_rate: int = 50_000_000
     seed: int = 0
+    anti_affinity: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "anti_affinity", check_groups(self.anti_affinity))
+        object.__setattr__(self, "needs", check_labels(self.needs))
         for part, (good, want) in self._judged().items():
             if not good:
                 raise RequestError(f"a memory guest's {part} must be {want}, not {getattr(self, part)!r}")
@@ -68,13 +77,13 @@ class MemoryGuestSpec:
     def from_json(cls, shape: object) -> MemoryGuestSpec:
         """Decode `to_json`. Raises RequestError on a missing or unknown key and on a bad value."""
         known = {part.name for part in fields(cls)}
-        if not isinstance(shape, dict) or set(shape) != known:
+        if not isinstance(shape, dict) or not known - _LATER <= set(shape) <= known:
             raise RequestError(f"a memory guest's shape must have exactly the keys {', '.join(sorted(known))}")
         return cls(**shape)
 
     def to_json(self) -> dict[str, Any]:
         """All fields, by name."""
-        return asdict(self)
+        return asdict(self) | {"anti_affinity": list(self.anti_affinity), "needs": list(self.needs)}
 
     @property
     def used_bytes(self) -> int:

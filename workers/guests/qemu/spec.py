@@ -6,6 +6,7 @@ No string in it can smuggle an option into QEMU's command line: names are of few
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
@@ -13,7 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from config.errors import RequestError
-from config.names import check_name
+from config.names import check_groups, check_labels, check_name
 from config.units import BYTES
 
 _WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -39,6 +40,16 @@ def _size(value: object) -> object:
     if size.denominator != 1:
         raise ValueError("give a whole number of bytes")
     return int(size)
+
+
+def _words(check: Callable[[object], tuple[str, ...]]) -> Callable[[object], tuple[str, ...]]:
+    def checked(value: object) -> tuple[str, ...]:
+        try:
+            return check(value)
+        except RequestError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+
+    return checked
 
 
 AbsolutePath = Annotated[str, Field(max_length=1024), AfterValidator(_absolute)]
@@ -95,6 +106,10 @@ class QemuGuestSpec(_Part):
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
     append: Annotated[str, Field(max_length=2048, pattern=r"^[^\x00]*$")] = ""
+    #: No two guests with a word in common are planned onto one host.
+    anti_affinity: Annotated[tuple[str, ...], BeforeValidator(_words(check_groups))] = ()
+    #: Labels that its host must have, each "key=value".
+    needs: Annotated[tuple[str, ...], BeforeValidator(_words(check_labels))] = ()
 
     @classmethod
     def from_file(cls, path: Path) -> QemuGuestSpec:

@@ -1,0 +1,72 @@
+"""What Redis knows becomes a cluster: nothing that would keep a plan from going wrong is lost on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tasks.inventory.live import cluster
+from tasks.planning.cluster import Guest, Host
+from tasks.records import Fleet, GuestRecord, HostRecord, Kept, MigrationRecord, Pin, SideRecord
+from workers.pairing.contract import Side
+
+GIB = 1 << 30
+
+
+def host(name: str, uplink_bandwidth: int = 0) -> HostRecord:
+    return HostRecord(
+        name, "::1", "1", 64 * GIB, 8 * GIB, 0, None, frozenset(), ("tcp",), (), {Side.SOURCE: 2, Side.DESTINATION: 3},
+        dict.fromkeys(Side, 0), frozenset(Side), 16.0, 5_000_000_000, "rack1" if uplink_bandwidth else "",
+        uplink_bandwidth, frozenset({"zone=1"}),
+    )  # fmt: skip
+
+
+def move(guest: str, destination: str, state: str) -> MigrationRecord:
+    source, there = (SideRecord(name, None, None, None, None) for name in ("alpha", destination))
+    return MigrationRecord("m-1", guest, state, GIB, {}, {}, source, there, 1.0)
+
+
+WEB = GuestRecord("web", "alpha", 8 * GIB, 3, None, 1.5, frozenset({"db"}), frozenset({"zone=1"}), 1e8, 77.0)
+
+
+def test_everything_that_a_plan_needs_is_there() -> None:
+    found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [], 100.0)
+    assert found.hosts == {"alpha": Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=frozenset({"zone=1"}))}
+    assert found.guests == {
+        "web": Guest(
+            "web", "alpha", 8 * GIB, 1.5, 100_000_000, groups=frozenset({"db"}), needs=frozenset({"zone=1"}), moved=77.0
+        )
+    }
+    assert found.taken == 100.0
+
+
+def test_a_guest_counts_where_it_is_going_also_while_it_waits_for_a_slot_and_not_once_it_has_ended() -> None:
+    fleet = Fleet({name: host(name) for name in ("alpha", "beta")}, {"web": WEB})
+    for state, there in (("queued", "beta"), ("active", "beta"), ("failed", "")):
+        assert cluster(fleet, [move("web", "beta", state)], 1.0).guests["web"].moving_to == there
+
+
+def test_what_operators_keep_where_it_is_stays_in_the_plan_as_well() -> None:
+    fleet = Fleet({name: host(name) for name in ("alpha", "beta")}, {"web": WEB, "db": replace(WEB, guest="db")})
+    pins = {
+        Kept.GUEST: ("web", {"web"}, set()),
+        Kept.HOST: ("alpha", {"web", "db"}, {"alpha"}),
+        Kept.CORDON: ("beta", set(), {"beta"}),
+    }
+    for kept, (name, staying, closed) in pins.items():
+        found = cluster(replace(fleet, pins={(kept, name): Pin(kept, name, "tests", 1.0)}), [], 1.0)
+        assert {each.name for each in found.guests.values() if each.stays == "tests"} == staying
+        assert {each.name for each in found.hosts.values() if each.cordoned == "tests"} == closed
+
+
+def test_a_host_that_fell_silent_is_stale_and_so_is_one_with_half_of_its_workers() -> None:
+    half = replace(host("beta"), alive=frozenset({Side.SOURCE}))
+    found = cluster(Fleet({"beta": half}, {"web": WEB}), [], 1.0)
+    assert {name: (each.stale, each.memory) for name, each in found.hosts.items()} == {
+        "alpha": (True, 0),
+        "beta": (True, 64 * GIB),
+    }
+
+
+def test_of_two_rates_said_of_one_uplink_the_lower_one_is_believed() -> None:
+    fleet = Fleet({"alpha": host("alpha", 40), "beta": host("beta", 30), "gamma": host("gamma", 50)})
+    assert cluster(fleet, [], 1.0).uplinks == {"rack1": 30}
