@@ -54,7 +54,7 @@ _KEYS: Mapping[str, _Key] = {
     #: Parts of all memory that guests have, and of all cores that they keep busy.
     "fill": _Key("0.5", None, 0, _FULLEST),
     "load": _Key("0.4", None, 0, 1),
-    #: 0: every host alike; 1: from nearly empty to nearly full.
+    #: 0: every host alike; 1: as unlike as the fill allows, at half from empty to nearly full.
     "skew": _Key("0.2", None, 0, 1),
     #: Part of the guests that write to their memory.
     "busy": _Key("0.2", None, 0, 1),
@@ -140,19 +140,19 @@ def _host(asked: Mapping[str, float], row: int, number: int, fast: bool) -> Host
 
 
 def _sizes(asked: Mapping[str, float], draw: np.random.Generator) -> Ints:
-    """Bytes of each guest, whole MiB."""
+    """Bytes of each guest, whole MiB; none has more than half a host."""
     sizes = draw.choice(np.array(_SIZES, dtype=np.float64), int(asked["guests"]), p=_SHARES)
     sizes *= asked["fill"] * asked["hosts"] * asked["memory"] / max(float(sizes.sum()), 1.0)
-    whole: Ints = np.maximum(sizes // _MIB, 1).astype(np.int64)
+    whole: Ints = np.clip(sizes // _MIB, 1, asked["memory"] // _MIB // 2).astype(np.int64)
     return whole * _MIB
 
 
 def _places(asked: Mapping[str, float], draw: np.random.Generator, sizes: Ints) -> Ints:
     """The row of each guest's host: the biggest first, each to the host that is furthest below what it is to hold."""
     memory, number = int(asked["memory"]), int(asked["hosts"])
-    wanted = 1 + asked["skew"] * draw.uniform(-1, 1, number)
-    wanted = np.minimum(wanted * asked["fill"], _FULLEST) * memory
-    room = [(-float(share), row) for row, share in enumerate(wanted)]
+    fill, apart = asked["fill"], draw.uniform(-1, 1, number)
+    wanted = fill + asked["skew"] * min(fill, _FULLEST - fill) * (apart - apart.mean())
+    room = [(-float(share), row) for row, share in enumerate(wanted * memory)]
     heapify(room)
     left = [memory] * number
     at = np.zeros(len(sizes), dtype=np.int64)
