@@ -57,14 +57,13 @@ def plan_evacuation(
     search = _Search(cordoned, emptied, downtime_limit)
     before = score_of(search.placement)
     search.place_all(make_room)
-    moves = tuple(search.moves)
-    homes = {move.guest: move.destination for move in moves}
+    moves = tuple(search.moves.values())
     return Plan(
         emptied,
         moves,
         tuple(sorted(search.refused.items())),
         schedule(cordoned, moves, downtime_limit),
-        cordoned.placed(replace(cordoned.guests[guest], host=host) for guest, host in homes.items()),
+        cordoned.placed(replace(cordoned.guests[move.guest], host=move.destination) for move in moves),
         before,
         score_of(search.placement),
     )
@@ -84,8 +83,8 @@ class _Search:
         self.emptied = frozenset(emptied)
         self.placement = Placement(cluster)
         self.traffic = Traffic(self.placement, downtime_limit)
-        self.moves: list[Move] = []
-        self.moved: set[str] = set()
+        #: By guest, in the order of the plan: nobody moves twice.
+        self.moves: dict[str, Move] = {}
         self.refused: dict[str, Refusal] = {}
 
     def place_all(self, make_room: bool) -> None:
@@ -124,14 +123,17 @@ class _Search:
         return int(costs.argmin())
 
     def _move(self, guest: str, row: int) -> None:
+        if before := self.moves.pop(guest, None):
+            self.traffic.add(guest, self.placement.row[before.destination], times=-1)
         self.traffic.add(guest, row)
-        move = Move(guest, self.cluster.guests[guest].host, self.placement.hosts[row])
-        self.placement.move(guest, move.destination)
-        self.moves.append(move)
-        self.moved.add(guest)
+        self.placement.move(guest, self.placement.hosts[row])
+        self.moves[guest] = Move(guest, self.cluster.guests[guest].host, self.placement.hosts[row])
 
     def _make_room(self, guest: str) -> bool:
-        """Moves one other guest away where that lets this one in. Whether it did."""
+        """Moves one other guest away where that lets this one in. Whether it did.
+
+        One that was placed before for this plan is sent elsewhere instead, in its own one move.
+        """
         placement = self.placement
         memory = self.cluster.guests[guest].memory
         lacking = memory - placement.left
@@ -153,5 +155,9 @@ class _Search:
         fixed = sum(self.placement.group_hosts.get(group, {}).get(row, 0) for group in groups)
         if fixed > sum(len(groups & guests[name].groups) for name in rivals) or len(rivals) > 1:
             return []  # somebody else of its group is there, or on the way there
-        able = [name for name in rivals or there if guests[name].memory >= lacking and name not in self.moved]
+        able = [name for name in rivals or there if guests[name].memory >= lacking and self._may_move(name)]
         return sorted(able, key=lambda name: (guests[name].memory, name))
+
+    def _may_move(self, guest: str) -> bool:
+        """Whether it has not moved yet; or moved from an emptied host, where nobody needs the room that it left."""
+        return guest not in self.moves or self.cluster.guests[guest].host in self.emptied

@@ -51,13 +51,13 @@ class Traffic:
         down = self._down[uplink] + seconds * rates / self._uplinks[uplink]
         return np.asarray(np.maximum(inbound, np.where(crossing, np.maximum(up, down), 0.0)), dtype=np.float64)
 
-    def add(self, guest: str, host: int) -> None:
-        """`guest` will be moved from where it is now to the host of this row."""
+    def add(self, guest: str, host: int, times: int = 1) -> None:
+        """`guest` will be moved to the host of this row; `times` -1: it will not, after all."""
         source, uplink = self._source(guest), self._placement.uplink
         seconds, rates, crossing = self._path(guest)
-        self._inbound[host] += self._share(seconds, rates)[host]
+        self._inbound[host] += times * self._share(seconds, rates)[host]
         if crossing[host]:
-            carried = seconds[host] * rates[host]
+            carried = times * seconds[host] * rates[host]
             self._up[uplink[source]] += carried / self._uplinks[uplink[source]]
             self._down[uplink[host]] += carried / self._uplinks[uplink[host]]
 
@@ -67,7 +67,7 @@ class Traffic:
         return np.asarray(seconds * part, dtype=np.float64)
 
     def _source(self, guest: str) -> int:
-        return int(self._placement.at[self._placement.guest_row[guest]])
+        return self._placement.row[self._placement.cluster.guests[guest].host]
 
     def _path(self, guest: str) -> tuple[Floats, Ints, Bools]:
         """To each host: seconds that the move takes, bytes/s that it gets, whether it leaves its own uplink."""

@@ -156,10 +156,66 @@ def test_a_guest_of_its_group_makes_room_too() -> None:
     )
 
 
+def test_two_guests_of_its_groups_are_not_moved_for_one() -> None:
+    guests = (
+        Guest("web", "alpha", 10, groups=frozenset({"x", "y"}), needs=frozenset({"zone=a"})),
+        Guest("b-x", "beta", 10, groups=frozenset({"x"})),
+        Guest("b-y", "beta", 10, groups=frozenset({"y"})),
+    )
+    plan = plan_evacuation(of(ALPHA, replace(BETA, labels=frozenset({"zone=a"})), GAMMA, guests=guests), ["alpha"])
+    assert plan.moves == ()
+    assert plan.refused == (("web", Refusal("anti-affinity", "anti-affinity on 1 host, labels on 1 host")),)
+
+
+def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
+    zone = {"labels": frozenset({"zone=a"})}
+    hosts = (ALPHA, replace(BETA, **zone), replace(Host("delta", 100), **zone), Host("roomy", 200))
+    guests = (
+        Guest("big", "alpha", 60),
+        Guest("big-too", "alpha", 55),
+        Guest("picky", "alpha", 50, needs=frozenset({"zone=a"})),
+        Guest("there", "roomy", 130),
+    )
+    plan = plan_evacuation(of(*hosts, guests=guests), ["alpha"])
+    assert [(move.source, move.guest, move.destination) for move in plan.moves] == [
+        ("alpha", "big", "beta"),
+        ("alpha", "big-too", "roomy"),
+        ("alpha", "picky", "delta"),
+    ]
+
+
 @pytest.mark.parametrize("fixed", [{"stays": "vfio"}, {"moving_to": "gamma"}])
 def test_who_cannot_be_moved_makes_no_room(fixed: dict[str, Any]) -> None:
     guests = tuple(replace(guest, **fixed) if guest.host == "beta" else guest for guest in CROWDED)
     assert plan_evacuation(of(ALPHA, BETA, GAMMA, guests=guests), ["alpha"]).moves == ()
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def linked(name: str, uplink: str = "") -> Host:
+    return Host(name, 1000, bandwidth=1, uplink=uplink)
+
+
+LEAVING = tuple(Guest(f"{host}-{number}", host, 10) for host in ("alpha", "beta") for number in range(4))
+
+
+def test_a_host_is_sent_no_more_than_it_can_receive_while_the_others_send() -> None:
+    guests = (*LEAVING, Guest("there", "delta", 300))
+    plan = plan_evacuation(
+        of(*(linked(name) for name in ("alpha", "beta", "gamma", "delta")), guests=guests), ["alpha", "beta"]
+    )
+    assert Counter(destinations(plan).values()) == {"gamma": 4, "delta": 4}
+    assert plan.schedule.makespan == pytest.approx(40, abs=0.1)
+
+
+def test_an_uplink_is_given_no_more_than_it_can_carry_while_there_is_room_behind_it() -> None:
+    near = (linked("alpha", "rack-1"), linked("beta", "rack-1"), linked("delta", "rack-1"))
+    guests = (*LEAVING, Guest("there", "delta", 300))
+    cluster = of(*near, linked("far-1", "rack-2"), linked("far-2", "rack-2"), guests=guests)
+    plan = plan_evacuation(replace(cluster, uplinks={"rack-1": 1, "rack-2": 2}), ["alpha", "beta"])
+    assert Counter(destinations(plan).values()) == {"far-1": 2, "far-2": 2, "delta": 4}
+    assert plan.schedule.makespan == pytest.approx(40, abs=0.1)
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------
