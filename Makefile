@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := config tasks workers tests
 
-.PHONY: demo demo-vm test lab bench-rdma bench-vm check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -22,6 +22,9 @@ bench-rdma: setup .lab/.installed ## QEMU's RDMA migration and ours, side by sid
 
 bench-vm: setup .lab/.installed ## QEMU's migration of a virtual machine and ours, side by side (ARGS="--quick")
 	$(PYTHON) -m tests.benchmarks.vm $(ARGS)
+
+bench-plan: setup ## how long planning takes, and how good the plans are, up to 10,000 hosts (ARGS="--quick")
+	$(PYTHON) -m tests.benchmarks.plan $(ARGS)
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)

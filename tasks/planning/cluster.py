@@ -79,6 +79,15 @@ class Cluster:
             found.setdefault(guest.host, set()).add(guest.name)
         return {host: frozenset(names) for host, names in found.items()}
 
+    @cached_property
+    def arrivals(self) -> Mapping[str, frozenset[str]]:
+        """Who is on the way to each host that somebody is on the way to; such a guest is a resident elsewhere still."""
+        found: dict[str, set[str]] = {}
+        for guest in self.guests.values():
+            if guest.moving_to and guest.moving_to != guest.host:
+                found.setdefault(guest.moving_to, set()).add(guest.name)
+        return {host: frozenset(names) for host, names in found.items()}
+
     def placed(self, guests: Iterable[Guest]) -> Cluster:
         """The same with these guests in place of those of their names."""
         return replace(self, guests={**self.guests, **{guest.name: guest for guest in guests}})

@@ -1,0 +1,200 @@
+"""A cluster in columns that a planner may change: the same rules as tasks.planning.rules, for every host at once.
+
+Private to one planner at work; what it gives away are moves. Hosts and guests are rows in the order of their names,
+so that the first of equals is always the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.planning.cluster import Cluster, Guest
+from tasks.planning.rules import RULES, Refusal, held
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+#: The row of a host that the cluster does not have.
+NOWHERE = -1
+
+
+class Placement:
+    """Who is where, while a planner tries. Columns of hosts have one entry for each of `hosts`; memory in bytes."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.hosts: Sequence[str] = sorted(cluster.hosts)
+        self.row: Mapping[str, int] = {name: row for row, name in enumerate(self.hosts)}
+        there = [cluster.hosts[name] for name in self.hosts]
+        self.memory: Ints = np.array([host.memory for host in there], dtype=np.int64)
+        self.cpus: Floats = np.array([host.cpus for host in there], dtype=np.float64)
+        self.cordoned: Bools = np.array([host.cordoned is not None for host in there], dtype=np.bool_)
+        self.stale: Bools = np.array([host.stale for host in there], dtype=np.bool_)
+        #: Of hosts that guests may be moved to.
+        self.open: Bools = ~(self.cordoned | self.stale)
+        #: By row of `uplinks`; NOWHERE: the host has none.
+        self.uplinks: Sequence[str] = sorted({host.uplink for host in there} - {""})
+        uplink_row = {name: row for row, name in enumerate(self.uplinks)}
+        self.uplink: Ints = np.array([uplink_row.get(host.uplink, NOWHERE) for host in there], dtype=np.int64)
+        self._place([cluster.guests[name] for name in sorted(cluster.guests)])
+        self._cpu_model: dict[str, Bools] = {}
+        self._labels: dict[frozenset[str], Bools] = {}
+
+    def _place(self, guests: Sequence[Guest]) -> None:
+        find = self.row.get
+        self.guests: Sequence[str] = [guest.name for guest in guests]
+        self.guest_row: Mapping[str, int] = {name: row for row, name in enumerate(self.guests)}
+        self.guest_memory: Ints = np.array([guest.memory for guest in guests], dtype=np.int64)
+        self.guest_load: Floats = np.array([guest.load for guest in guests], dtype=np.float64)
+        #: The row of each guest's host, and of the host where it will be once what is under way has ended.
+        self.at: Ints = np.array([find(guest.host, NOWHERE) for guest in guests], dtype=np.int64)
+        self.home: Ints = np.array([find(guest.moving_to or guest.host, NOWHERE) for guest in guests], dtype=np.int64)
+        coming = (self.home != self.at) & (self.home != NOWHERE)
+        #: Bytes promised on each host, also to those on their way to it.
+        self.used: Ints = self._summed(self.at, self.guest_memory)
+        self.used += self._summed(np.where(coming, self.home, NOWHERE), self.guest_memory)
+        #: Cores kept busy on each host once what is under way has ended.
+        self.load: Floats = np.zeros(len(self.hosts))
+        np.add.at(self.load, self.home[self.home != NOWHERE], self.guest_load[self.home != NOWHERE])
+        #: Of each group, how many count on a host, by its row (on their way to it, too); and how many will be behind
+        #: an uplink, by its row.
+        self.group_hosts: dict[str, dict[int, int]] = {}
+        self.group_uplinks: dict[str, dict[int, int]] = {}
+        #: How often any guest is in a group.
+        self.memberships = sum(len(guest.groups) for guest in guests)
+        for row in [row for row, guest in enumerate(guests) if guest.groups]:
+            self._count(row, int(self.at[row]), 1)
+            if coming[row]:
+                self._count(row, int(self.home[row]), 1)
+            self._count_uplink(row, int(self.home[row]), 1)
+
+    def _summed(self, rows: Ints, values: Ints) -> Ints:
+        found = np.zeros(len(self.hosts), dtype=np.int64)
+        np.add.at(found, rows[rows != NOWHERE], values[rows != NOWHERE])
+        return found
+
+    def guest(self, row: int) -> Guest:
+        """The guest of this row, as the cluster has it."""
+        return self.cluster.guests[self.guests[row]]
+
+    @property
+    def left(self) -> Ints:
+        """Bytes that each host can still promise; below 0 where more is promised than there is."""
+        return self.memory - self.used
+
+    def residents(self, host: int) -> Ints:
+        """Rows of the guests that are on the host of this row."""
+        return np.flatnonzero(self.at == host)
+
+    def candidates(self, guest: str) -> Bools:
+        """Hosts that `guest` may go to now: where tasks.planning.rules.judge has nothing against it."""
+        row = self.guest_row.get(guest, NOWHERE)
+        if row == NOWHERE or held(self.cluster, guest):
+            return np.zeros(len(self.hosts), dtype=np.bool_)
+        found: Bools = self.open & (self.left >= self.guest_memory[row])
+        found[self.at[row]] = False
+        one = self.guest(row)
+        if one.cpu_model:
+            found &= self._with_cpu_model(one.cpu_model)
+        if one.needs:
+            found &= self._with_labels(one.needs)
+        if one.groups:
+            found[self._taken(one)] = False
+        return found
+
+    def roomless(self, guest: str) -> Bools:
+        """Hosts that `guest` could go to but for guests that are there: `no-memory` and `anti-affinity` left out."""
+        row = self.guest_row.get(guest, NOWHERE)
+        if row == NOWHERE or held(self.cluster, guest):
+            return np.zeros(len(self.hosts), dtype=np.bool_)
+        one = self.guest(row)
+        found: Bools = self.open & self._with_cpu_model(one.cpu_model) & self._with_labels(one.needs)
+        found[self.at[row]] = False
+        return found
+
+    def move(self, guest: str, host: str) -> None:
+        """`guest` is on `host` now, its memory free where it was. Not judged: ask `candidates` first."""
+        row, to = self.guest_row[guest], self.row[host]
+        came_from = int(self.at[row])
+        self.used[came_from] -= self.guest_memory[row]
+        self.used[to] += self.guest_memory[row]
+        self.load[came_from] -= self.guest_load[row]
+        self.load[to] += self.guest_load[row]
+        self.at[row] = self.home[row] = to
+        for where, change in ((came_from, -1), (to, 1)):
+            self._count(row, where, change)
+            self._count_uplink(row, where, change)
+
+    def why_nowhere(self, guest: str) -> Refusal:
+        """Why no host takes `guest`: how many refuse it by which rule, the rule that the nearest of them got to first.
+
+        A host that fails by a late rule of RULES has passed all before it: that is what stands in the way.
+        """
+        if holding := held(self.cluster, guest):
+            return holding
+        row = self.guest_row[guest]
+        one, left = self.guest(row), np.ones(len(self.hosts), dtype=np.bool_)
+        left[self.at[row]] = False
+        counted: dict[str, int] = {}
+        tail = ""
+        for rule, passed in self._passed(one).items():
+            failed = left & ~passed
+            counted[rule] = int(failed.sum())
+            left &= passed
+            if rule == "no-memory" and counted[rule]:
+                most = max(0, int(self.left[failed].max()))
+                tail = f"; it needs {one.memory} bytes, the roomiest of these has {most} left"
+        failing = [rule for rule in reversed(RULES) if counted.get(rule)]
+        if not failing:
+            return Refusal("same-host", f"there is no host beside {one.host}")
+        parts = [f"{rule} on {counted[rule]} host{'s' if counted[rule] > 1 else ''}" for rule in failing]
+        return Refusal(failing[0], f"{', '.join(parts)}{tail}")
+
+    def _passed(self, one: Guest) -> Mapping[str, Bools]:
+        free = np.ones(len(self.hosts), dtype=np.bool_)
+        free[self._taken(one)] = False
+        return {
+            "stale": ~self.stale,
+            "cordoned": ~self.cordoned,
+            "cpu-model": self._with_cpu_model(one.cpu_model),
+            "labels": self._with_labels(one.needs),
+            "anti-affinity": free,
+            "no-memory": self.left >= one.memory,
+        }
+
+    def _taken(self, one: Guest) -> list[int]:
+        return [host for group in one.groups for host in self.group_hosts.get(group, ())]
+
+    def _with_cpu_model(self, model: str) -> Bools:
+        if model not in self._cpu_model:
+            offered = [self.cluster.hosts[name].cpu_models for name in self.hosts]
+            able = [not model or not models or model in models for models in offered]
+            self._cpu_model[model] = np.array(able, dtype=np.bool_)
+        return self._cpu_model[model]
+
+    def _with_labels(self, needs: frozenset[str]) -> Bools:
+        if needs not in self._labels:
+            able = [needs <= self.cluster.hosts[name].labels for name in self.hosts]
+            self._labels[needs] = np.array(able, dtype=np.bool_)
+        return self._labels[needs]
+
+    def _count(self, row: int, host: int, change: int) -> None:
+        for group in self.guest(row).groups:
+            _add(self.group_hosts.setdefault(group, {}), host, change)
+
+    def _count_uplink(self, row: int, host: int, change: int) -> None:
+        uplink = NOWHERE if host == NOWHERE else int(self.uplink[host])
+        for group in self.guest(row).groups:
+            _add(self.group_uplinks.setdefault(group, {}), uplink, change)
+
+
+def _add(counts: dict[int, int], key: int, change: int) -> None:
+    if key == NOWHERE:
+        return
+    counts[key] = counts.get(key, 0) + change
+    if not counts[key]:
+        del counts[key]

@@ -1,0 +1,65 @@
+"""What is planned: simulated clusters of twenty guests a host, each ten times the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tasks.planning.cluster import Cluster
+from tasks.planning.evacuation import plan_evacuation
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One cluster and what is asked of it. `most` holds the bars: a figure's name and the most that it may be."""
+
+    line: str
+    run: Callable[[Cluster], dict[str, float]]
+    most: Mapping[str, float] = field(default_factory=dict)
+    quick: bool = True
+
+
+def evacuate(number: int) -> Callable[[Cluster], dict[str, float]]:
+    """Empties `number` hosts from all over the cluster."""
+
+    def run(cluster: Cluster) -> dict[str, float]:
+        names = sorted(cluster.hosts)
+        hosts = names[:: len(names) // number][:number]
+        plan = plan_evacuation(cluster, hosts)
+        leaving = sum(guest.host in hosts for guest in cluster.guests.values())
+        return {
+            "moves": len(plan.moves),
+            "refused": len(plan.refused),
+            "makespan": plan.schedule.makespan,
+            "makespan_ratio": plan.schedule.makespan / plan.schedule.lower_bound,
+            #: At least everybody who is on the hosts has to move.
+            "moves_ratio": len(plan.moves) / leaving,
+            "score_before": plan.before.total,
+            "score_after": plan.after.total,
+        }
+
+    return run
+
+
+_QUALITY = {"makespan_ratio": 1.05, "moves_ratio": 1.0, "refused": 0}
+_RACKS = "groups={0},uplinks={1},labels=0.1,fill=0.7,skew=0.6,seed=7"
+
+CASES: Mapping[str, Case] = {
+    "evacuate-1-of-100": Case(
+        f"hosts=100,guests=2000,{_RACKS.format(200, 4)}",
+        evacuate(1),
+        _QUALITY,
+    ),
+    "evacuate-10-of-1000": Case(
+        f"hosts=1000,guests=20000,{_RACKS.format(2000, 25)}",
+        evacuate(10),
+        {"seconds": 2, **_QUALITY},
+    ),
+    "evacuate-100-of-10000": Case(
+        f"hosts=10000,guests=200000,{_RACKS.format(20_000, 250)}",
+        evacuate(100),
+        {"seconds": 60, "peak_gib": 2, **_QUALITY},
+        quick=False,
+    ),
+}
+"""In this order. A case that rebalances goes here: `tasks.planning.rebalancing.plan_rebalance`, 1,000 hosts, ≤ 10 s."""
