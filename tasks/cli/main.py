@@ -26,6 +26,7 @@ _COMMANDS = {
     "list": "Migrations, the latest first.",
     "show": "Everything about one migration.",
     "hosts": "The hosts of the fleet, and what they have left.",
+    "inventory": "The fleet as plans see it, as a text that can be kept and read again.",
     "cordon": "Let no guest come to a host any more.",
     "uncordon": "Let guests come to a host again.",
     "blocker": "Keep a guest or a host out of every migration, with a reason, until it expires.",

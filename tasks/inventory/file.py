@@ -1,0 +1,211 @@
+"""A cluster as a text that people write and read: any fleet can be kept, sent by mail, and planned on again. Pure.
+
+    # two hosts behind one rack's uplink
+    uplink rack1 40Gbit/s
+    host alpha memory=64GiB cpus=16 bandwidth=25Gbit/s outbound=1 inbound=1 uplink=rack1 labels=zone=1,ssd=yes
+    host beta memory=64GiB cordoned="memory is replaced"
+    guest web on alpha memory=8GiB load=2.5 dirty=100MiB/s working-set=1GiB groups=db needs=zone=1
+    guest licence on alpha memory=1GiB stays="bound to the host"
+
+Each line is a thing and its keys; what is not said has the default of tasks/planning/cluster.py. Words with spaces
+stand in double quotes. `taken 1700000000` says when it was so, in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from config.errors import RequestError
+from config.names import check_name, nearest
+from config.units import BYTES, BYTES_PER_SECOND, COUNT, Unit
+from tasks.planning.cluster import Cluster, Guest, Host
+
+_T = TypeVar("_T", Host, Guest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How values of a key are read, and written so that reading gives the same. Reading raises ValueError."""
+
+    read: Callable[[str], Any]
+    write: Callable[[Any], str]
+
+
+def _whole(unit: Unit) -> _Kind:
+    def read(text: str) -> int:
+        value = unit.parse(text)
+        if value.denominator != 1:
+            raise ValueError(f"{text!r} is not a whole number")
+        return int(value)
+
+    return _Kind(read, unit.format)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r:.40} is not a number of 0 or more, such as 2.5") from None
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise ValueError(f"{text!r:.40} is below 0")
+    return value
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word for word in text.split(",") if word)
+
+
+def _yes(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{text!r:.40} is neither yes nor no")
+    return text == "yes"
+
+
+_SIZE, _RATE, _COUNT = _whole(BYTES), _whole(BYTES_PER_SECOND), _whole(COUNT)
+_CORES = _Kind(_positive, repr)
+_MOMENT = _Kind(_positive, repr)
+_TEXT = _Kind(str, str)
+_LIST = _Kind(_words, lambda words: ",".join(sorted(words)))
+_SWITCH = _Kind(_yes, lambda value: "yes" if value else "no")
+
+#: Key → (field, kind).
+_HOST: Mapping[str, tuple[str, _Kind]] = {
+    "memory": ("memory", _SIZE),
+    "cpus": ("cpus", _CORES),
+    "bandwidth": ("bandwidth", _RATE),
+    "outbound": ("outbound", _COUNT),
+    "inbound": ("inbound", _COUNT),
+    "uplink": ("uplink", _TEXT),
+    "labels": ("labels", _LIST),
+    "cpu-models": ("cpu_models", _LIST),
+    "cordoned": ("cordoned", _TEXT),
+    "stale": ("stale", _SWITCH),
+}
+_GUEST: Mapping[str, tuple[str, _Kind]] = {
+    "memory": ("memory", _SIZE),
+    "load": ("load", _CORES),
+    "dirty": ("dirty_rate", _RATE),
+    "working-set": ("working_set", _SIZE),
+    "groups": ("groups", _LIST),
+    "needs": ("needs", _LIST),
+    "cpu-model": ("cpu_model", _TEXT),
+    "stays": ("stays", _TEXT),
+    "moving-to": ("moving_to", _TEXT),
+    "moved": ("moved", _MOMENT),
+}
+
+
+def read(text: str, name: str = "the cluster") -> Cluster:
+    """The cluster that `text` describes. Raises RequestError naming `name`, the line, and what was expected there."""
+    made = _Reading()
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            words = shlex.split(line, comments=True)
+            if words:
+                made.take(words)
+        except (ValueError, RequestError) as error:
+            raise RequestError(f"{name}, line {number}: {str(error).rstrip('.')}.") from None
+    try:
+        return made.cluster()
+    except ValueError as error:
+        raise RequestError(f"{name}: {error}.") from None
+
+
+def write(cluster: Cluster) -> str:
+    """The text of which `read` makes the same cluster."""
+    lines = [f"taken {cluster.taken!r}"] if cluster.taken else []
+    lines += [f"uplink {name} {BYTES_PER_SECOND.format(rate)}" for name, rate in sorted(cluster.uplinks.items())]
+    for _, host in sorted(cluster.hosts.items()):
+        lines.append(" ".join([f"host {host.name}", *_keys(host, _HOST)]))
+    for _, guest in sorted(cluster.guests.items()):
+        lines.append(" ".join([f"guest {guest.name} on {guest.host}", *_keys(guest, _GUEST)]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+class _Reading:
+    """What the lines have said so far."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, Host] = {}
+        self._guests: dict[str, Guest] = {}
+        self._uplinks: dict[str, int] = {}
+        self._taken = 0.0
+
+    def take(self, words: list[str]) -> None:
+        """One line. Raises ValueError, RequestError."""
+        match words:
+            case ["taken", moment]:
+                self._taken = _positive(moment)
+            case ["uplink", name, rate]:
+                _new(name, self._uplinks, "uplink")
+                self._uplinks[name] = _RATE.read(rate)
+            case ["host", name, *keys]:
+                _new(check_name("host", name), self._hosts, "host")
+                self._hosts[name] = Host(name, **_values(keys, _HOST, Host))
+            case ["guest", name, "on", host, *keys]:
+                _new(check_name("guest", name), self._guests, "guest")
+                self._guests[name] = Guest(name, host, **_values(keys, _GUEST, Guest))
+            case _:
+                forms = "taken SECONDS, uplink NAME RATE, host NAME KEY=VALUE..., guest NAME on HOST KEY=VALUE..."
+                raise ValueError(f"{' '.join(words)!r:.60} is none of: {forms}")
+
+    def cluster(self) -> Cluster:
+        """All of it. Raises ValueError for a name that no line explains."""
+        for guest in self._guests.values():
+            for there in (guest.host, guest.moving_to):
+                if there and there not in self._hosts:
+                    raise ValueError(f"guest {guest.name} names a host {there}, which no line describes")
+        for host in self._hosts.values():
+            if host.uplink and host.uplink not in self._uplinks:
+                raise ValueError(f"host {host.name} names an uplink {host.uplink}, which no line describes")
+        return Cluster(self._hosts, self._guests, self._uplinks, self._taken)
+
+
+def _new(name: str, known: Mapping[str, object], kind: str) -> None:
+    if name in known:
+        raise ValueError(f"there is a {kind} {name} already")
+
+
+def _values(words: list[str], table: Mapping[str, tuple[str, _Kind]], of: type[_T]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        key, given, value = word.partition("=")
+        if key not in table or not given:
+            hint = nearest(key, table).rstrip("?")
+            raise ValueError(f"{word!r:.60} is not understood{hint}; keys are {', '.join(table)}, each KEY=VALUE")
+        field, kind = table[key]
+        if field in found:
+            raise ValueError(f"{key} is said twice")
+        try:
+            found[field] = kind.read(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    lacking = [
+        part.name for part in fields(of) if part.default is MISSING and part.name not in {*found, "name", "host"}
+    ]
+    if lacking:
+        raise ValueError(f"{', '.join(lacking)} is missing")
+    return found
+
+
+def _keys(thing: Host | Guest, table: Mapping[str, tuple[str, _Kind]]) -> Iterator[str]:
+    """What differs from the defaults."""
+    defaults = {part.name: part.default for part in fields(thing)}
+    for key, (field, kind) in table.items():
+        value = getattr(thing, field)
+        if value != defaults[field]:
+            yield f"{key}={_quoted(kind.write(value))}"
+
+
+def _quoted(text: str) -> str:
+    if text and not set(text) & set(" \t'\"\\#"):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
