@@ -141,6 +141,11 @@ def guest(place: Place, request: pytest.FixtureRequest) -> Iterator[str]:
     """A guest on alpha with a name of this test's own; gone afterwards, wherever it went."""
     name = f"g{abs(hash(request.node.name)) % 10**6}"
     place.said("guest", "start", name, "--memory", "32M", "--dirty-rate", "1M")
+    # The record forgets the guests of the tests before only when their hosts have not named them for two leases.
+    until(
+        "room on both hosts",
+        lambda: all(place.ledger.fleet().hosts[host].free >= 32 << 20 for host in ("alpha", "beta")),
+    )
     yield name
     for host in place.fleet.hosts:
         if name in [each.name for each in place.fleet.hosts[host].guests.list()]:

@@ -67,8 +67,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.plan",
         description="Plans the evacuation of 1 of 100, 10 of 1,000 and 100 of 10,000 simulated hosts with twenty "
-        "guests each. Writes JSON, prints a table and one line for each bar. The exit code is 1 when a bar is short.",
-        epilog="Takes ten seconds, two with --quick.",
+        "guests each, and the rebalancing of 1,000. Writes JSON, prints a table and one line for each bar. The exit "
+        "code is 1 when a bar is short.",
+        epilog="Takes twenty seconds, two with --quick.",
     )
     parser.add_argument("--quick", action="store_true", help="leave the 10,000 hosts out; keep no results")
     parser.add_argument("--output", type=Path, help="where the JSON goes (default: the results kept)")
