@@ -7,7 +7,7 @@ evacuation then takes as long as that host's link needs, and no longer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,18 +43,24 @@ class Plan:
 
 
 def plan_evacuation(
-    cluster: Cluster, hosts: Collection[str], *, make_room: bool = True, downtime_limit: float = DOWNTIME_LIMIT
+    cluster: Cluster,
+    hosts: Collection[str],
+    *,
+    make_room: bool = True,
+    avoid: Mapping[str, frozenset[str]] | None = None,
+    downtime_limit: float = DOWNTIME_LIMIT,
 ) -> Plan:
     """A plan that leaves no guest on `hosts`, as far as that can be.
 
-    `make_room`: where a guest fits nowhere, one other guest may be moved out of its way. Guests on their way to one of
-    `hosts` are refused as `moving`: they are there once the plan has ended. Raises ValueError for an unknown host.
+    `make_room`: where a guest fits nowhere, one other guest may be moved out of its way. `avoid`: hosts that a guest is
+    sent to only where no other takes it. Guests on their way to one of `hosts` are refused as `moving`: they are there
+    once the plan has ended. Raises ValueError for an unknown host.
     """
     if missing := sorted(set(hosts) - cluster.hosts.keys()):
         raise ValueError(f"there is no host {', '.join(missing)} in this cluster")
     emptied = tuple(sorted(set(hosts)))
     cordoned = cordon(cluster, emptied)
-    search = _Search(cordoned, emptied, downtime_limit)
+    search = _Search(cordoned, emptied, avoid or {}, downtime_limit)
     before = score_of(search.placement)
     search.place_all(make_room)
     moves = tuple(search.moves.values())
@@ -78,9 +84,12 @@ def cordon(cluster: Cluster, hosts: Iterable[str], reason: str = "it is being ev
 class _Search:
     """The evacuation in the making."""
 
-    def __init__(self, cluster: Cluster, emptied: tuple[str, ...], downtime_limit: float) -> None:
+    def __init__(
+        self, cluster: Cluster, emptied: tuple[str, ...], avoid: Mapping[str, frozenset[str]], downtime_limit: float
+    ) -> None:
         self.cluster = cluster
         self.emptied = frozenset(emptied)
+        self.avoid = avoid
         self.placement = Placement(cluster)
         self.traffic = Traffic(self.placement, downtime_limit)
         #: By guest, in the order of the plan: nobody moves twice.
@@ -117,6 +126,9 @@ class _Search:
         """The best of the hosts that are allowed; None: there is none."""
         if not allowed.any():
             return None
+        better = allowed.copy()
+        better[[self.placement.row[name] for name in self.avoid.get(guest, ()) if name in self.placement.row]] = False
+        allowed = better if better.any() else allowed
         ends = self.traffic.ends(guest)
         latest = max(self.traffic.target, float(ends[allowed].min()))
         costs = np.where(allowed & (ends <= latest), changes(self.placement, guest), np.inf)
