@@ -13,10 +13,10 @@ stand in double quotes. `taken 1700000000` says when it was so, in seconds since
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from fractions import Fraction
 from typing import Any, TypeVar
 
 from config.errors import RequestError
@@ -25,6 +25,10 @@ from config.units import BYTES, BYTES_PER_SECOND, COUNT, Unit
 from tasks.planning.cluster import Cluster, Guest, Host
 
 _T = TypeVar("_T", Host, Guest)
+
+
+#: As Python writes any float from 0 to 1e99.
+_NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,25})?(e[+-]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +49,10 @@ def _whole(unit: Unit) -> _Kind:
     return _Kind(read, unit.format)
 
 
-def _number(text: str) -> float:
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r:.40} is not a number of 0 or more, such as 2.5") from None
-
-
 def _positive(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise ValueError(f"{text!r:.40} is below 0")
-    return value
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r:.40} is not a number of 0 or more, such as 2.5")
+    return float(text)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -122,7 +118,9 @@ def read(text: str, name: str = "the cluster") -> Cluster:
 def write(cluster: Cluster) -> str:
     """The text of which `read` makes the same cluster."""
     lines = [f"taken {cluster.taken!r}"] if cluster.taken else []
-    lines += [f"uplink {name} {BYTES_PER_SECOND.format(rate)}" for name, rate in sorted(cluster.uplinks.items())]
+    lines += [
+        f"uplink {_quoted(name)} {BYTES_PER_SECOND.format(rate)}" for name, rate in sorted(cluster.uplinks.items())
+    ]
     for _, host in sorted(cluster.hosts.items()):
         lines.append(" ".join([f"host {host.name}", *_keys(host, _HOST)]))
     for _, guest in sorted(cluster.guests.items()):
@@ -142,7 +140,7 @@ class _Reading:
     def take(self, words: list[str]) -> None:
         """One line. Raises ValueError, RequestError."""
         match words:
-            case ["taken", moment]:
+            case ["taken", moment] if not self._taken:
                 self._taken = _positive(moment)
             case ["uplink", name, rate]:
                 _new(name, self._uplinks, "uplink")
@@ -206,6 +204,7 @@ def _keys(thing: Host | Guest, table: Mapping[str, tuple[str, _Kind]]) -> Iterat
 
 
 def _quoted(text: str) -> str:
+    text = " ".join(text.splitlines())  # a line is a line
     if text and not set(text) & set(" \t'\"\\#"):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -17,7 +17,8 @@ def cluster(fleet: Fleet, open_migrations: Iterable[MigrationRecord], now: float
     """
     going = {record.guest: record.destination.host for record in open_migrations if not record.ended}
     guests = {record.guest: _guest(record, going.get(record.guest, ""), fleet) for record in fleet.guests.values()}
-    silent = {guest.host for guest in guests.values()} - fleet.hosts.keys()
+    named = {host for guest in guests.values() for host in (guest.host, guest.moving_to) if host}
+    silent = named - fleet.hosts.keys()
     hosts = {record.host: _host(record, fleet) for record in fleet.hosts.values()}
     hosts |= {name: Host(name, memory=0, stale=True, cordoned=_cordon(name, fleet)) for name in silent}
     return Cluster(hosts, guests, _uplinks(fleet), now)

@@ -57,6 +57,8 @@ class Placement:
         #: Bytes promised on each host, also to those on their way to it.
         self.used: Ints = self._summed(self.at, self.guest_memory)
         self.used += self._summed(np.where(coming, self.home, NOWHERE), self.guest_memory)
+        #: Bytes on each host once what is under way has ended: what an even spread is measured by.
+        self.settled: Ints = self._summed(self.home, self.guest_memory)
         #: Cores kept busy on each host once what is under way has ended.
         self.load: Floats = np.zeros(len(self.hosts))
         np.add.at(self.load, self.home[self.home != NOWHERE], self.guest_load[self.home != NOWHERE])
@@ -122,6 +124,8 @@ class Placement:
         came_from = int(self.at[row])
         self.used[came_from] -= self.guest_memory[row]
         self.used[to] += self.guest_memory[row]
+        self.settled[came_from] -= self.guest_memory[row]
+        self.settled[to] += self.guest_memory[row]
         self.load[came_from] -= self.guest_load[row]
         self.load[to] += self.guest_load[row]
         self.at[row] = self.home[row] = to

@@ -14,12 +14,12 @@ import numpy as np
 from tasks.planning.cluster import Cluster
 from tasks.planning.estimate import DOWNTIME_LIMIT
 from tasks.planning.moves import Move
-from tasks.planning.placement import Floats, Ints, Placement
+from tasks.planning.placement import Bools, Floats, Ints, Placement
 from tasks.planning.rules import held
-from tasks.planning.score import Score, changes, score_of
+from tasks.planning.score import Score, changes, score_of, worst_spread
 from tasks.planning.waves import Schedule, schedule
 
-#: Hottest hosts that are looked at for one move: when none of them can gain, hardly any other can.
+#: Hottest hosts with somebody who may move that are looked at for one move: each costs a look at all its guests.
 _HOTTEST = 16
 
 
@@ -57,7 +57,7 @@ class RebalancePlan:
 
 def imbalance_of(cluster: Cluster) -> float:
     """How unevenly memory or load is spread over the hosts that take guests; 0: evenly."""
-    return _imbalance(score_of(Placement(cluster)))
+    return worst_spread(Placement(cluster))
 
 
 def plan_rebalance(
@@ -65,48 +65,55 @@ def plan_rebalance(
 ) -> RebalancePlan:
     """The moves that gain most, as `policy` allows them at `now` (seconds since 1970)."""
     placement = Placement(cluster)
-    before = score_of(placement)
+    before, imbalance_before = score_of(placement), worst_spread(placement)
     moves, reason = _moves(cluster, placement, policy, now)
-    after = score_of(placement)
-    arrived = (replace(cluster.guests[move.guest], host=move.destination, moved=now) for move in moves)
+    predicted = cluster.placed(replace(cluster.guests[move.guest], host=move.destination, moved=now) for move in moves)
+    after = Placement(predicted)
     return RebalancePlan(
         tuple(moves),
         reason,
-        _imbalance(before),
-        _imbalance(after),
+        imbalance_before,
+        worst_spread(after),
         schedule(cluster, moves, downtime_limit),
-        cluster.placed(arrived),
+        predicted,
         before,
-        after,
+        score_of(after),
     )
 
 
 def _moves(cluster: Cluster, placement: Placement, policy: Policy, now: float) -> tuple[list[Move], str]:
-    """The moves, made in `placement` as well, and why they end."""
+    """The moves, made in `placement` as well, and why they end.
+
+    Each gains in score, which weighs memory and load together; of that, what evens out most is kept: a move that pays
+    for better memory with worse load only stays where a later one pays that back.
+    """
     moves: list[Move] = []
-    moved: set[str] = set()
+    lowest, kept = worst_spread(placement), 0
+    free = np.array([_free(cluster, name, policy, now) for name in placement.guests], dtype=np.bool_)
     while True:
-        imbalance = _imbalance(score_of(placement))
+        imbalance = worst_spread(placement)
+        if imbalance < lowest:
+            lowest, kept = imbalance, len(moves)
         if imbalance <= policy.target:
             return moves, f"the imbalance is {imbalance:.3f}, not above the target of {policy.target:g}"
         if len(moves) >= policy.most_moves:
-            return moves, f"{policy.most_moves} moves are the most of one plan"
-        found = _best(cluster, placement, policy, now, moved)
+            return moves[:kept], f"{policy.most_moves} moves are the most of one plan"
+        found = _best(placement, policy, free)
         if found is None:
-            return moves, f"no move that is allowed gains {policy.least_gain:g}; the imbalance is {imbalance:.3f}"
+            return moves[
+                :kept
+            ], f"no move that was looked at gains {policy.least_gain:g}; the imbalance is {lowest:.3f}"
         moves.append(found)
-        moved.add(found.guest)
+        free[placement.guest_row[found.guest]] = False
         placement.move(found.guest, found.destination)
 
 
-def _best(cluster: Cluster, placement: Placement, policy: Policy, now: float, moved: set[str]) -> Move | None:
+def _best(placement: Placement, policy: Policy, free: Bools) -> Move | None:
     """The move off the hottest host that gains most; off the next one where that host can gain nothing."""
     hosts = max(1, int(placement.open.sum()))
-    for host in _hottest(placement):
+    for host in _hottest(placement, free):
         gains: list[tuple[float, str, int]] = []
-        for name in (placement.guests[row] for row in placement.residents(host).tolist()):
-            if name in moved or _cooling(cluster, name, policy, now) or held(cluster, name):
-                continue
+        for name in (placement.guests[row] for row in placement.residents(host).tolist() if free[row]):
             allowed = placement.candidates(name)
             if allowed.any():
                 costs = np.where(allowed, changes(placement, name), np.inf)
@@ -117,13 +124,16 @@ def _best(cluster: Cluster, placement: Placement, policy: Policy, now: float, mo
     return None
 
 
-def _hottest(placement: Placement) -> list[int]:
-    """Rows of hosts that take guests, the one most above the mean first; memory and load weigh as in the score."""
-    pressure = _above_mean(placement.used, placement.memory, placement)
+def _hottest(placement: Placement, free: Bools) -> list[int]:
+    """Rows of hosts with somebody who may move, the one most above the mean first; memory and load weigh as in the
+    score."""
+    able = np.zeros(len(placement.hosts), dtype=np.bool_)
+    able[placement.at[free]] = True
+    able &= placement.open
+    pressure = _above_mean(placement.settled, placement.memory, placement)
     pressure += 0.5 * _above_mean(placement.load, placement.cpus, placement)
-    pressure[~placement.open] = -np.inf
-    order = np.argsort(-pressure, kind="stable")[:_HOTTEST]
-    return [int(row) for row in order if placement.open[row]]
+    order = np.argsort(np.where(able, -pressure, np.inf), kind="stable")[:_HOTTEST]
+    return [int(row) for row in order if able[row]]
 
 
 def _above_mean(amount: Floats | Ints, capacity: Floats | Ints, placement: Placement) -> Floats:
@@ -133,14 +143,10 @@ def _above_mean(amount: Floats | Ints, capacity: Floats | Ints, placement: Place
     return share / mean if mean > 0 else share
 
 
-def _cooling(cluster: Cluster, guest: str, policy: Policy, now: float) -> bool:
+def _free(cluster: Cluster, guest: str, policy: Policy, now: float) -> bool:
     moved = cluster.guests[guest].moved
-    return moved is not None and now - moved < policy.cool_down
-
-
-def _imbalance(score: Score) -> float:
-    figures = {row.name: row.value for row in score.rows}
-    return max(figures["memory-spread"], figures["load-spread"])
+    cooling = moved is not None and now - moved < policy.cool_down
+    return not cooling and held(cluster, guest) is None
 
 
 # --- whether to act now -----------------------------------------------------------------------------------------------
@@ -155,16 +161,23 @@ class Tick:
     over: int
 
 
-def judge_tick(imbalance: float, over: int, policy: Policy, *, evacuating: bool, window_open: bool) -> Tick:
-    """Whether this tick may move guests. `over` is what the tick before handed on, 0 at first."""
+def judge_tick(
+    imbalance: float, over: int, policy: Policy, *, under_way: int, evacuating: bool, window_open: bool
+) -> Tick:
+    """Whether this tick may move guests. `over` is what the tick before handed on, 0 at first.
+
+    `under_way`: moves of an earlier tick that have not ended. Their load and dirty rate are not yet where they will be.
+    """
     above = f"the imbalance is {imbalance:.3f}, above the threshold of {policy.threshold:g}"
     if imbalance <= policy.threshold:
         return Tick(False, f"the imbalance is {imbalance:.3f}, not above the threshold of {policy.threshold:g}", 0)
     over += 1
     if over < policy.hold:
         return Tick(False, f"{above} for {over} of {policy.hold} ticks", over)
+    if under_way:
+        return Tick(False, f"{above}, but {under_way} moves of an earlier tick are under way", over)
     if evacuating:
         return Tick(False, f"{above}, but an evacuation needs the slots", over)
     if not window_open:
         return Tick(False, f"{above}, but no maintenance window is open", over)
-    return Tick(True, f"{above} for {over} ticks", over)
+    return Tick(True, f"{above} for {over} ticks", 0)

@@ -77,6 +77,11 @@ def imbalance(shares: Floats) -> float:
     return float(shares.std()) / mean if mean > 0 else 0.0
 
 
+def worst_spread(placement: Placement) -> float:
+    """The worse of the two spreads as they are now."""
+    return max(_memory_spread(placement), _load_spread(placement))
+
+
 def _spread_changes(shares: Floats, counts: Bools, source: int, steps: Floats) -> Floats:
     """How `imbalance(shares[counts])` changes when `steps[source]` leaves the source and `steps[d]` arrives at d.
 
@@ -108,12 +113,12 @@ def _per(amount: Floats | Ints, capacity: Floats | Ints) -> Floats:
 
 
 def _memory_spread(placement: Placement) -> float:
-    return imbalance(_per(placement.used, placement.memory)[placement.open])
+    return imbalance(_per(placement.settled, placement.memory)[placement.open])
 
 
 def _memory_spread_change(placement: Placement, guest: int) -> Floats:
     steps = _per(np.full(len(placement.hosts), placement.guest_memory[guest]), placement.memory)
-    shares = _per(placement.used, placement.memory)
+    shares = _per(placement.settled, placement.memory)
     return _spread_changes(shares, placement.open, int(placement.home[guest]), steps)
 
 

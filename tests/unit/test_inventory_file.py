@@ -57,6 +57,16 @@ def test_what_was_written_is_read_back_the_same(cluster: Cluster, reason: str) -
     assert read(write(kept)) == kept
 
 
+def test_a_reason_of_several_lines_becomes_one() -> None:
+    host = Host("a", GIB, cordoned="first\nsecond\u2028third")
+    assert read(write(Cluster({"a": host}))).hosts["a"].cordoned == "first second third"
+
+
+def test_an_uplink_of_two_words_is_read_back() -> None:
+    cluster = Cluster({"a": Host("a", GIB, uplink="rack 1")}, uplinks={"rack 1": 5})
+    assert read(write(cluster)) == cluster
+
+
 def test_a_simulated_fleet_can_be_kept_and_planned_on_again() -> None:
     fleet = simulate("hosts=20,guests=200,seed=3,groups=20,uplinks=4")
     assert read(write(fleet)) == fleet
@@ -74,7 +84,7 @@ def test_a_simulated_fleet_can_be_kept_and_planned_on_again() -> None:
         ("host a memory=1G memory=2G", "line 1: memory is said twice"),
         ("host a memory=1G\nhost a memory=1G", "line 2: there is a host a already"),
         ("host A memory=1G", "line 1: 'A' cannot name a host"),
-        ("host a memory=1G cpus=-1", "line 1: cpus: '-1' is below 0"),
+        ("host a memory=1G cpus=-1", "line 1: cpus: '-1' is not a number"),
         ("host a memory=1G cpus=many", "line 1: cpus: 'many' is not a number"),
         ("host a memory=1G stale=perhaps", "line 1: stale: 'perhaps' is neither yes nor no"),
         ('host a memory=1G cordoned="open', "line 1: No closing quotation"),
@@ -83,6 +93,9 @@ def test_a_simulated_fleet_can_be_kept_and_planned_on_again() -> None:
         ("host a memory=1G\nguest g on a memory=1G moving-to=b", "guest g names a host b"),
         ("host a memory=1G uplink=rack1", "host a names an uplink rack1"),
         ("uplink rack1 fast", "line 1: 'fast' is not understood"),
+        ("host a memory=1G cpus=1e400", "line 1: cpus: '1e400' is not a number"),
+        ("host a memory=1G cpus=1e99999999", "line 1: cpus: '1e99999999' is not a number"),
+        ("taken 5\ntaken 6", "line 2: 'taken 6' is none of"),
         ("taken today", "line 1: 'today' is not a number"),
     ],
 )

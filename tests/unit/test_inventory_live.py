@@ -67,6 +67,11 @@ def test_a_host_that_fell_silent_is_stale_and_so_is_one_with_half_of_its_workers
     }
 
 
+def test_a_destination_that_fell_silent_is_there_and_stale() -> None:
+    found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [move("web", "beta", "active")], 1.0)
+    assert found.hosts["beta"].stale
+
+
 def test_of_two_rates_said_of_one_uplink_the_lower_one_is_believed() -> None:
     fleet = Fleet({"alpha": host("alpha", 40), "beta": host("beta", 30), "gamma": host("gamma", 50)})
     assert cluster(fleet, [], 1.0).uplinks == {"rack1": 30}
