@@ -2,9 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from config.errors import RequestError
+
+_T = TypeVar("_T")
 
 #: Names become parts of queue names, Redis keys, file names and socket paths: nothing here needs quoting in any of
 #: them, `..` can only be part of a longer name, and 63 is what DNS allows a label.
@@ -19,6 +22,18 @@ def check_name(kind: str, value: object) -> str:
     raise RequestError(
         f"{shown} cannot name a {kind}: use 1 to 63 of a-z, 0-9, '.' and '-', beginning with a letter or a digit."
     )
+
+
+def validator(check: Callable[[Any], _T]) -> Callable[[Any], _T]:
+    """`check` as pydantic takes it: what is refused is a ValueError, and the sentence goes on behind it."""
+
+    def checked(value: Any) -> _T:
+        try:
+            return check(value)
+        except RequestError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+
+    return checked
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -30,8 +30,8 @@ from pydantic import (
 )
 
 from config.errors import HostError, RequestError, SettingsError
-from config.names import NAME, check_labels, check_name, nearest
-from config.units import BYTES, BYTES_PER_SECOND, SECONDS
+from config.names import NAME, check_labels, check_name, nearest, validator
+from config.units import BYTES, BYTES_PER_SECOND, SECONDS, Unit
 
 DEFAULT_FILE = Path("/etc/droveway.toml")
 ENVIRONMENT_PREFIX = "DROVEWAY_"
@@ -43,14 +43,9 @@ NOT_SETTINGS = frozenset({"DROVEWAY_CONFIG", "DROVEWAY_FAULT", "DROVEWAY_REQUIRE
 # --- what values may look like ----------------------------------------------------------------------------------------
 
 
-def _read_size(value: object) -> object:
-    """Bytes of `64G`; anything but a word is left to pydantic."""
-    if not isinstance(value, str):
-        return value
-    size = BYTES.parse(value)
-    if size.denominator != 1:
-        raise ValueError(f"{value!r} is not a whole number of bytes")
-    return size.numerator
+def _read_whole(unit: Unit) -> BeforeValidator:
+    """The whole number of a word such as `64G` or `25Gbit/s`; anything but a word is left to pydantic."""
+    return BeforeValidator(lambda value: unit.whole(value) if isinstance(value, str) else value)
 
 
 def _read_seconds(value: object) -> object:
@@ -75,28 +70,15 @@ def _check_absolute(path: Path) -> Path:
     return path
 
 
-def _read_rate(value: object) -> object:
-    """Bytes/s of `25Gbit/s`; anything but a word is left to pydantic."""
-    if not isinstance(value, str):
-        return value
-    rate = BYTES_PER_SECOND.parse(value)
-    if rate.denominator != 1:
-        raise ValueError(f"{value!r} is not a whole number of bytes a second")
-    return rate.numerator
+def _read_words(value: object) -> object:
+    """The words of `zone=eu-1,ssd=yes`; anything but a word is left to the check."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
-def _read_labels(value: object) -> object:
-    """The labels of `zone=eu-1,ssd=yes`, or a list of them."""
-    words = [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-    try:
-        return check_labels(words)
-    except RequestError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-
-
-Rate = Annotated[int, BeforeValidator(_read_rate), Field(ge=1 << 20)]
-Labels = Annotated[tuple[str, ...], BeforeValidator(_read_labels)]
-Bytes = Annotated[int, BeforeValidator(_read_size), Field(ge=0)]
+Rate = Annotated[int, _read_whole(BYTES_PER_SECOND), Field(ge=1 << 20)]
+#: What is read first stands last: pydantic runs such validators from the right.
+Labels = Annotated[tuple[str, ...], BeforeValidator(validator(check_labels)), BeforeValidator(_read_words)]
+Bytes = Annotated[int, _read_whole(BYTES), Field(ge=0)]
 #: From a millisecond to ten years, to the microsecond: such numbers are written as plain decimals, never as 1e-05.
 Seconds = Annotated[
     float,

@@ -34,6 +34,14 @@ class Unit:
             raise ValueError(f"{text!r:.40} is not understood; write it like {self.examples}")
         return Fraction(match[1]) * factor
 
+    def whole(self, text: str) -> int:
+        """As `parse`, of what must be a whole number. Raises ValueError with a sentence fragment."""
+        exact = self.parse(text)
+        if exact.denominator != 1:
+            of = f" of {self.name}" if self.name else ""
+            raise ValueError(f"{text!r:.40} is not a whole number{of}")
+        return exact.numerator
+
     def format(self, value: int) -> str:
         """`value` in the largest unit that divides it, so that parsing gives back exactly `value`."""
         if value:

@@ -21,6 +21,7 @@ from config.errors import DrovewayError, HostError, MessageError
 from tasks.bell import Bell
 from tasks.ledger.ledger import Ledger
 from tasks.messages import Doorbell
+from tasks.planning.cluster import BANDWIDTH
 from tasks.reconcile import reconcile
 from tasks.records import LocalGuest, MigrationRecord
 from tasks.requests import admit
@@ -46,7 +47,7 @@ class Offered:
     slots: Mapping[Side, int]
     cpus: float = 0.0
     #: Bytes/s of its link, and of the shared link behind it ("": none).
-    bandwidth: int = 1_250_000_000
+    bandwidth: int = BANDWIDTH
     uplink: str = ""
     uplink_bandwidth: int = 0
     labels: Sequence[str] = ()

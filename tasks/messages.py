@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from config.capabilities import EngineChoice
-from config.errors import MessageError, RequestError
-from config.names import check_name
+from config.errors import MessageError
+from config.names import check_name, validator
 from workers.pairing.contract import Side
 
 VERSION = 1
@@ -38,18 +39,8 @@ def _check_id(value: str) -> str:
     return value
 
 
-def _check_name(kind: str) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        try:
-            return check_name(kind, value)
-        except RequestError as error:
-            raise ValueError(str(error).rstrip(".")) from None
-
-    return check
-
-
-Host = Annotated[str, AfterValidator(_check_name("host"))]
-GuestName = Annotated[str, AfterValidator(_check_name("guest"))]
+Host = Annotated[str, AfterValidator(validator(partial(check_name, "host")))]
+GuestName = Annotated[str, AfterValidator(validator(partial(check_name, "guest")))]
 MigrationId = Annotated[str, AfterValidator(_check_id)]
 #: Seconds since 1970.
 Moment = Annotated[float, Field(gt=0, lt=1e11)]

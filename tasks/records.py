@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from tasks.planning.cluster import BANDWIDTH
 from workers.guests.blocker import Blocker
 from workers.pairing.contract import Side
 
 Fields = Mapping[bytes, bytes]
 
-#: Bytes/s of a host's link, as long as nobody has said more: 10 Gbit/s.
-BANDWIDTH = 1_250_000_000
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
 

@@ -44,12 +44,9 @@ class _Quantity(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The whole number."""
         try:
-            exact = self._unit.parse(str(value))
+            return self._unit.whole(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if exact.denominator != 1:
-            self.fail(f"{value!r} is not a whole number of {self._unit.name}", param, ctx)
-        return exact.numerator
 
 
 SIZE, RATE = _Quantity(BYTES), _Quantity(BYTES_PER_SECOND)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from config.errors import RequestError
 from config.names import check_name, nearest
-from config.units import BYTES, BYTES_PER_SECOND, COUNT, Unit
+from config.units import BYTES, BYTES_PER_SECOND, COUNT
 from tasks.planning.cluster import Cluster, Guest, Host
 
 _T = TypeVar("_T", Host, Guest)
@@ -37,16 +37,6 @@ class _Kind:
 
     read: Callable[[str], Any]
     write: Callable[[Any], str]
-
-
-def _whole(unit: Unit) -> _Kind:
-    def read(text: str) -> int:
-        value = unit.parse(text)
-        if value.denominator != 1:
-            raise ValueError(f"{text!r} is not a whole number")
-        return int(value)
-
-    return _Kind(read, unit.format)
 
 
 def _positive(text: str) -> float:
@@ -65,7 +55,7 @@ def _yes(text: str) -> bool:
     return text == "yes"
 
 
-_SIZE, _RATE, _COUNT = _whole(BYTES), _whole(BYTES_PER_SECOND), _whole(COUNT)
+_SIZE, _RATE, _COUNT = (_Kind(unit.whole, unit.format) for unit in (BYTES, BYTES_PER_SECOND, COUNT))
 _CORES = _Kind(_positive, repr)
 _MOMENT = _Kind(_positive, repr)
 _TEXT = _Kind(str, str)

@@ -6,6 +6,7 @@
 --
 -- → the migrations admitted now
 local admitted = {}
+local any_blocker = redis.call('EXISTS', BLOCKERS) == 1
 
 local function unavailable(host, side)
   local known = redis.call('HMGET', host_key(host), 'lease:' .. side, 'slots:' .. side)
@@ -27,6 +28,7 @@ end
 
 -- Why it will not be moved at all, as an operator has said since it was asked for: rule, sentence.
 local function kept(record)
+  if not any_blocker then return end
   for _, subject in ipairs({ 'guest:' .. record.guest, 'host:' .. record.source, 'host:' .. record.destination }) do
     local said = blocker(subject)
     if said then return 'pinned', string.gsub(subject, ':', ' ') .. ' is pinned: ' .. said.reason .. '.' end

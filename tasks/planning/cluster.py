@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+#: Bytes/s of a host's link as long as nobody has said more: 10 Gbit/s.
+BANDWIDTH = 1_250_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -19,7 +22,7 @@ class Host:
     memory: int
     #: Cores that guests may keep busy; 0: not known, and then load is not looked at.
     cpus: float = 0.0
-    bandwidth: int = 1_250_000_000
+    bandwidth: int = BANDWIDTH
     #: Migrations that may leave it, and enter it, at once.
     outbound: int = 1
     inbound: int = 1

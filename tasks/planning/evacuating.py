@@ -52,7 +52,7 @@ _WAVES_AHEAD = 2
 #: Such an end says nothing against the guest or its destination: nobody had begun to move it.
 _NOT_TRIED = frozenset({"pinned", "cordoned", "expired", "guest-moved"})
 #: Rules that refuse for as long as something else lasts: a worker that starts again, a move that ends.
-_PASSING = frozenset({"stale", "moving", "unknown-host"})
+_PASSING = frozenset({"stale", "moving"})
 #: From which there is no way back.
 ENDED = frozenset({State.COMPLETED, State.PARTIAL, State.FAILED, State.CANCELLED})
 
@@ -132,8 +132,8 @@ def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: 
         asks, refused = _next(asked, closed, waiting, had, standings)
         standings |= {name: _refused(standings[name], refusal) for name, refusal in refused.items()}
     state, reason = _state(asked, standings, stopping)
-    cancels = tuple(name for name, each in standings.items() if each.fate is Fate.MOVING) if asked.cancelled else ()
-    return Step(state, reason, standings, asks, tuple(name for name in cancels if _own(had.get(name, []))))
+    own = (name for name, each in standings.items() if each.fate is Fate.MOVING and _own(had.get(name, [])))
+    return Step(state, reason, standings, asks, tuple(own) if asked.cancelled else ())
 
 
 def migration_id(job: str, guest: str, number: int) -> str:
@@ -154,7 +154,8 @@ def _standing(asked: Evacuation, cluster: Cluster, name: str, had: list[Attempt]
         return Standing(Fate.MOVED, f"it is on {guest.host}", guest.host, len(had))
     if len(failed) >= asked.attempts:
         return Standing(Fate.FAILED, failed[-1].reason or "its move failed", guest.host, len(had))
-    return Standing(Fate.WAITING, failed[-1].reason if failed else "", guest.host, len(had))
+    silent = "" if guest.host in cluster.hosts else f"unknown-host: nobody speaks for {guest.host}"
+    return Standing(Fate.WAITING, silent or (failed[-1].reason if failed else ""), guest.host, len(had))
 
 
 def _failed(had: Iterable[Attempt]) -> list[Attempt]:
@@ -183,11 +184,7 @@ def _next(
     # The later ones are not: the next step plans anew, on the fleet as it will be then.
     first = [timed.move for timed in plan.schedule.moves if timed.wave <= _WAVES_AHEAD]
     asks = [_ask(asked, move, len(had.get(move.guest, ())) + 1) for move in first][:room]
-    refused = {name: refusal for name, refusal in plan.refused if name in waiting}
-    silent = {name: Refusal("unknown-host", f"nobody speaks for {standings[name].host}") for name in waiting}
-    return tuple(asks), {
-        name: refusal for name, refusal in silent.items() if standings[name].host not in cluster.hosts
-    } | refused
+    return tuple(asks), {name: refusal for name, refusal in plan.refused if name in waiting}
 
 
 def _ask(asked: Evacuation, move: Move, number: int) -> Ask:

@@ -16,7 +16,7 @@ from tasks.planning.estimate import DOWNTIME_LIMIT
 from tasks.planning.moves import Move
 from tasks.planning.placement import Bools, Floats, Ints, Placement
 from tasks.planning.rules import held
-from tasks.planning.score import Score, changes, score_of, worst_spread
+from tasks.planning.score import Score, changes, per, score_of, worst_spread
 from tasks.planning.waves import Schedule, schedule
 
 #: Hottest hosts with somebody who may move that are looked at for one move: each costs a look at all its guests.
@@ -137,7 +137,7 @@ def _hottest(placement: Placement, free: Bools) -> list[int]:
 
 
 def _above_mean(amount: Floats | Ints, capacity: Floats | Ints, placement: Placement) -> Floats:
-    share = np.divide(amount, capacity, out=np.zeros(len(placement.hosts)), where=capacity > 0)
+    share = per(amount, capacity)
     there = share[placement.open & (capacity > 0)]
     mean = float(there.mean()) if there.size else 0.0
     return share / mean if mean > 0 else share

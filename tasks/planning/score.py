@@ -108,17 +108,18 @@ def _spread_changes(shares: Floats, counts: Bools, source: int, steps: Floats) -
     return np.asarray(found, dtype=np.float64)
 
 
-def _per(amount: Floats | Ints, capacity: Floats | Ints) -> Floats:
+def per(amount: Floats | Ints, capacity: Floats | Ints) -> Floats:
+    """The part of each capacity that is in use; 0 where there is none."""
     return np.divide(amount, capacity, out=np.zeros(len(capacity)), where=capacity > 0)
 
 
 def _memory_spread(placement: Placement) -> float:
-    return imbalance(_per(placement.settled, placement.memory)[placement.open])
+    return imbalance(per(placement.settled, placement.memory)[placement.open])
 
 
 def _memory_spread_change(placement: Placement, guest: int) -> Floats:
-    steps = _per(np.full(len(placement.hosts), placement.guest_memory[guest]), placement.memory)
-    shares = _per(placement.settled, placement.memory)
+    steps = per(np.full(len(placement.hosts), placement.guest_memory[guest]), placement.memory)
+    shares = per(placement.settled, placement.memory)
     return _spread_changes(shares, placement.open, int(placement.home[guest]), steps)
 
 
@@ -127,12 +128,12 @@ def _with_cores(placement: Placement) -> Bools:
 
 
 def _load_spread(placement: Placement) -> float:
-    return imbalance(_per(placement.load, placement.cpus)[_with_cores(placement)])
+    return imbalance(per(placement.load, placement.cpus)[_with_cores(placement)])
 
 
 def _load_spread_change(placement: Placement, guest: int) -> Floats:
-    steps = _per(np.full(len(placement.hosts), placement.guest_load[guest]), placement.cpus)
-    shares = _per(placement.load, placement.cpus)
+    steps = per(np.full(len(placement.hosts), placement.guest_load[guest]), placement.cpus)
+    shares = per(placement.load, placement.cpus)
     return _spread_changes(shares, _with_cores(placement), int(placement.home[guest]), steps)
 
 
@@ -147,13 +148,13 @@ def _contention_change(placement: Placement, guest: int) -> Floats:
     if home != NOWHERE:
         without = placement.load[home : home + 1] - load
         cpus = placement.cpus[home : home + 1]
-        found += np.maximum(_per(without, cpus) - 1, 0)[0] - now[home]
+        found += np.maximum(per(without, cpus) - 1, 0)[0] - now[home]
         found[home] = 0.0
     return np.asarray(found / number, dtype=np.float64)
 
 
 def _excess(load: Floats, placement: Placement) -> Floats:
-    return np.maximum(_per(load, placement.cpus) - 1, 0)
+    return np.maximum(per(load, placement.cpus) - 1, 0)
 
 
 def _on_cordoned(placement: Placement) -> float:

@@ -2,64 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
-from config.settings import RedisSettings, Settings, WorkerSettings
-from tasks.cli.main import main
-from tasks.ledger.ledger import Ledger
-from tasks.records import LocalGuest
-from tests.redis_server import RedisServer
-from workers.pairing.contract import Side
-
-GIB = 1 << 30
-OFFERED = {
-    "address": "::1",
-    "version": "1",
-    "memory": str(4 * GIB),
-    "memlock": "",
-    "capabilities": '["zero-pages", "verify-ram"]',
-    "transports": "[]",
-    "trackers": "[]",
-    "slots:source": "1",
-    "slots:destination": "1",
-}
-
-
-class Console:
-    """The command, called in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        said = self._capsys.readouterr()
-        return int(str(ended.value.code or 0)), said.out, said.err
-
-    def said(self, *words: str) -> Any:
-        code, out, err = self(*words, "--json")
-        assert code == 0, err
-        return json.loads(out)
-
-
-@pytest.fixture
-def console(
-    own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Console:
-    redis = RedisSettings.model_validate({"url": own_redis_server.url})
-    settings = Settings(redis=redis, worker=WorkerSettings(lease=3600))
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
-    ledger = Ledger(settings)
-    for side in Side:
-        ledger.heartbeat("alpha", side, OFFERED, [], [LocalGuest("web", GIB, 0)])
-        ledger.heartbeat("beta", side, OFFERED, [], [])
-    ledger.close()
-    return Console(capsys)
+from tests.integration.console import Console
 
 
 def test_a_pinned_guest_is_refused_with_the_reason_until_it_may_move_again(console: Console) -> None:

@@ -8,9 +8,7 @@ import pytest
 
 from tasks.inventory.file import read
 from tasks.inventory.simulated import simulate
-from tests.integration.test_cli_blocker import GIB, Console, console
-
-__all__ = ["console"]  # the fixture, not this module's own
+from tests.integration.console import GIB, Console
 
 
 def test_the_live_fleet_is_printed_and_the_same_is_read_from_the_file(console: Console, tmp_path: Path) -> None:

@@ -126,14 +126,20 @@ def test_the_mover_is_killed_once_the_machine_is_given(fleet: HarmedVms, point: 
     fleet.assert_runs_once(guest, "beta")
 
 
-def test_a_machine_that_is_stopped_so_that_its_disk_drains_runs_on_when_the_mover_dies(
-    fleet: HarmedVms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def draining(fleet: HarmedVms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, int]:
+    """A machine that its mover has stopped so that its disk drains: guest, migration, the mover, which is held."""
     disk = {"path": str(make_disk(tmp_path / "disk.raw"))}
     monkeypatch.setattr(HarmedVms, "shape", {"disks": [disk]})
     fleet.fault.write_text("stop-to-drain stop-at=source.protecting")
     guest, migration = fleet.begin(keep_fault=True)
-    _, pid = fleet.held(Side.SOURCE, migration)
+    return guest, migration, fleet.held(Side.SOURCE, migration)[1]
+
+
+def test_a_machine_that_is_stopped_so_that_its_disk_drains_runs_on_when_the_mover_dies(
+    fleet: HarmedVms, draining: tuple[str, str, int]
+) -> None:
+    guest, migration, pid = draining
     assert fleet.alpha.guests.open(guest).status() is RunState.PAUSED
     os.kill(pid, signal.SIGKILL)
     assert fleet.settled(migration).state == "failed"
@@ -141,13 +147,9 @@ def test_a_machine_that_is_stopped_so_that_its_disk_drains_runs_on_when_the_move
 
 
 def test_a_machine_that_somebody_resumes_while_its_disk_is_held_still_is_not_moved(
-    fleet: HarmedVms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fleet: HarmedVms, draining: tuple[str, str, int]
 ) -> None:
-    disk = {"path": str(make_disk(tmp_path / "disk.raw"))}
-    monkeypatch.setattr(HarmedVms, "shape", {"disks": [disk]})
-    fleet.fault.write_text("stop-to-drain stop-at=source.protecting")
-    guest, migration = fleet.begin(keep_fault=True)
-    _, pid = fleet.held(Side.SOURCE, migration)
+    guest, migration, pid = draining
     fleet.stop_at("")
     ask(fleet.places(guest).status, "cont")
     let_go_on(pid)

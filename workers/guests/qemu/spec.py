@@ -6,7 +6,7 @@ No string in it can smuggle an option into QEMU's command line: names are of few
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from config.errors import RequestError
-from config.names import check_groups, check_labels, check_name
+from config.names import check_groups, check_labels, check_name, validator
 from config.units import BYTES
 
 _WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -26,30 +26,8 @@ def _absolute(value: str) -> str:
     return value
 
 
-def _name(value: str) -> str:
-    try:
-        return check_name("guest", value)
-    except RequestError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-
-
 def _size(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    size = BYTES.parse(value)
-    if size.denominator != 1:
-        raise ValueError("give a whole number of bytes")
-    return int(size)
-
-
-def _words(check: Callable[[object], tuple[str, ...]]) -> Callable[[object], tuple[str, ...]]:
-    def checked(value: object) -> tuple[str, ...]:
-        try:
-            return check(value)
-        except RequestError as error:
-            raise ValueError(str(error).rstrip(".")) from None
-
-    return checked
+    return BYTES.whole(value) if isinstance(value, str) else value
 
 
 AbsolutePath = Annotated[str, Field(max_length=1024), AfterValidator(_absolute)]
@@ -89,7 +67,7 @@ class QemuGuestSpec(_Part):
     `machine` may be an alias (q35): the first host resolves it, since the next one's may mean another version.
     """
 
-    name: Annotated[str, AfterValidator(_name)]
+    name: Annotated[str, AfterValidator(validator(partial(check_name, "guest")))]
     memory: Annotated[int, BeforeValidator(_size), Field(ge=1 << 20, le=1 << 46, multiple_of=8 << 10)]
     memory_backend: Literal["file", "anonymous"] = "file"
     vcpus: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -107,9 +85,9 @@ class QemuGuestSpec(_Part):
     initrd: AbsolutePath | None = None
     append: Annotated[str, Field(max_length=2048, pattern=r"^[^\x00]*$")] = ""
     #: No two guests with a word in common are planned onto one host.
-    anti_affinity: Annotated[tuple[str, ...], BeforeValidator(_words(check_groups))] = ()
+    anti_affinity: Annotated[tuple[str, ...], BeforeValidator(validator(check_groups))] = ()
     #: Labels that its host must have, each "key=value".
-    needs: Annotated[tuple[str, ...], BeforeValidator(_words(check_labels))] = ()
+    needs: Annotated[tuple[str, ...], BeforeValidator(validator(check_labels))] = ()
 
     @classmethod
     def from_file(cls, path: Path) -> QemuGuestSpec:
