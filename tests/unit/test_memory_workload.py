@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -278,7 +279,22 @@ def test_a_shape_with_other_keys_is_refused(shape: object) -> None:
 
 
 def test_a_shape_survives_its_journey() -> None:
-    assert MemoryGuestSpec.from_json(SPEC.to_json()) == SPEC
+    ruled = replace(SPEC, anti_affinity=("db", "web"), needs=("zone=eu-1",))
+    for spec in (SPEC, ruled):
+        assert MemoryGuestSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_guest_that_was_started_before_there_were_rules_has_none() -> None:
+    before = {name: value for name, value in SPEC.to_json().items() if name not in ("anti_affinity", "needs")}
+    assert MemoryGuestSpec.from_json(before) == SPEC
+    with pytest.raises(RequestError, match="exactly the keys"):
+        MemoryGuestSpec.from_json({name: value for name, value in before.items() if name != "seed"})
+
+
+@pytest.mark.parametrize("change", [{"needs": ["zone"]}, {"anti_affinity": ["D B"]}, {"needs": "zone=1"}])
+def test_rules_that_make_no_sense_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match="cannot be|is no list"):
+        MemoryGuestSpec.from_json(SPEC.to_json() | change)
 
 
 # --- the heartbeat ----------------------------------------------------------------------------------------------------

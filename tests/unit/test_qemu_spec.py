@@ -28,6 +28,7 @@ def following(option: str, given: list[str]) -> list[str]:
 def test_the_example_is_understood_and_survives_its_own_json() -> None:
     spec = QemuGuestSpec.from_file(EXAMPLE)
     assert (spec.name, spec.memory, spec.vcpus, len(spec.disks), len(spec.nics)) == ("vm1", 2 << 30, 2, 1, 1)
+    assert (spec.anti_affinity, spec.needs) == (("db",), ("zone=eu-1",))
     assert QemuGuestSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -36,6 +37,9 @@ def test_the_example_is_understood_and_survives_its_own_json() -> None:
     [
         ({"name": "../up"}, "name"),
         ({"name": "Vm"}, "name"),
+        ({"needs": ["zone"]}, "'zone' cannot be a label: write it like zone=eu-1"),
+        ({"anti_affinity": ["D B"]}, "'D B' cannot be a group"),
+        ({"anti_affinity": "db"}, "no list of at most 32 words"),
         ({"memory": "2GB"}, "memory: '2GB' is not understood"),
         ({"memory": "1.5K"}, "memory"),
         ({"memory": (2 << 30) + 1}, "memory"),

@@ -49,6 +49,18 @@ def refusal(
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
+def test_labels_and_links_are_read_in_a_file_and_a_variable_and_told_to_child_processes(file: Path) -> None:
+    text = "[host]\nlabels = ['zone=eu-1', 'ssd=yes']\nbandwidth = '25Gbit/s'\nuplink = 'rack1'\n"
+    settings = load(text, file=file)
+    assert settings.host.labels == ("ssd=yes", "zone=eu-1")
+    assert (settings.host.bandwidth, settings.host.uplink) == (3_125_000_000, "rack1")
+    assert load(env={"DROVEWAY_HOST__LABELS": "zone=eu-1, ssd=yes"}, file=file).host.labels == settings.host.labels
+    for each in (settings, load(file=file)):
+        environment = each.environment()
+        del environment["DROVEWAY_CONFIG"]
+        assert load(env=environment, file=file).host == each.host
+
+
 def test_the_command_line_wins_over_the_environment_over_the_file_over_the_default(file: Path) -> None:
     text = "[host]\nname = 'file'\ninbound_slots = 2\noutbound_slots = 2\n[worker]\nlog_level = 'error'\n"
     env = {"DROVEWAY_HOST__NAME": "env", "DROVEWAY_HOST__INBOUND_SLOTS": "3"}
@@ -97,6 +109,8 @@ def test_units_are_understood_in_files_and_variables(file: Path) -> None:
         ("[host]\noutbound_slots = true", ["host.outbound_slots", "true and false mean nothing"]),
         ("[host]\nname = 'Big_Host'", ["host.name", "'Big_Host' cannot name a host"]),
         ("[host]\nmemory = '64GB'", ["host.memory", "'64GB' is not understood", "1G, 512MiB"]),
+        ("[host]\nlabels = ['zone']", ["host.labels", "'zone' cannot be a label"]),
+        ("[host]\nbandwidth = '0.5'", ["host.bandwidth", "whole number of bytes/s"]),
         ("[host]\nmemory = '0.5'", ["host.memory", "whole number of bytes"]),
         ("[host]\nports = '5-3'", ["host.ports", "the first port, 5, comes after the last, 3"]),
         ("[host]\nports = '1-70000'", ["host.ports", "less than or equal to 65535"]),
