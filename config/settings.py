@@ -320,7 +320,7 @@ class Settings(_Concern):
         variables = {"DROVEWAY_CONFIG": os.devnull}
         for concern, values in self.model_dump(mode="json").items():
             for key, value in values.items():
-                if value is not None and value != []:
+                if value is not None:
                     variables[_variable(f"{concern}.{key}")] = _written(value)
         variables[_variable("redis.url")] = self.redis.url.get_secret_value()
         return variables

@@ -100,9 +100,8 @@ def _moves(cluster: Cluster, placement: Placement, policy: Policy, now: float) -
             return moves[:kept], f"{policy.most_moves} moves are the most of one plan"
         found = _best(placement, policy, free)
         if found is None:
-            return moves[
-                :kept
-            ], f"no move that was looked at gains {policy.least_gain:g}; the imbalance is {lowest:.3f}"
+            gain = f"no move that was looked at gains {policy.least_gain:g}"
+            return moves[:kept], f"{gain}; the imbalance is {lowest:.3f}"
         moves.append(found)
         free[placement.guest_row[found.guest]] = False
         placement.move(found.guest, found.destination)

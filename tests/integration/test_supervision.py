@@ -136,9 +136,9 @@ def ended(alpha: Alpha, state: str) -> None:
 
 
 def test_an_end_is_told_at_once_however_seldom_the_supervisor_looks(alpha: Alpha) -> None:
+    moving(alpha)
     alpha.poll = 3600
     alpha.restart()
-    alpha.service.answer(alpha.admitted())
     alpha.wish("go")
     ended(alpha, "completed")
 

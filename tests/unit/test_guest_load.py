@@ -54,7 +54,7 @@ def test_another_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     proc.spent(1, 100)
     proc.loads.look([1])
     proc.now = 10
-    proc.spent(1, 3, begun=7)
+    proc.spent(1, 130, begun=7)
     assert proc.loads.look([1]) == {1: 0.0}
 
 

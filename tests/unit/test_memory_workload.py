@@ -293,7 +293,7 @@ def test_a_guest_that_was_started_before_there_were_rules_has_none() -> None:
 
 @pytest.mark.parametrize("change", [{"needs": ["zone"]}, {"anti_affinity": ["D B"]}, {"needs": "zone=1"}])
 def test_rules_that_make_no_sense_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(RequestError, match="cannot be|is no list"):
+    with pytest.raises(RequestError, match=r"cannot be|is no list"):
         MemoryGuestSpec.from_json(SPEC.to_json() | change)
 
 

@@ -78,6 +78,18 @@ def test_a_cordoned_host_gets_nothing_and_does_not_count() -> None:
     assert plan_rebalance(closed, EAGER, NOW).moves == ()
 
 
+@pytest.mark.parametrize("most_moves", [3, 100])
+def test_a_plan_does_not_pay_for_better_memory_with_worse_load(most_moves: int) -> None:
+    for seed in range(150):
+        random = Random(seed)
+        guests = [
+            guest(f"g{number}", f"h{random.randrange(4)}", random.randrange(1, 9), load=random.random() ** 3 * 8)
+            for number in range(12)
+        ]
+        plan = plan_rebalance(fleet(*guests, hosts=4), Policy(most_moves=most_moves), NOW)
+        assert plan.imbalance_after <= plan.imbalance_before, seed
+
+
 @settings(max_examples=60)
 @given(clusters())
 def test_no_plan_breaks_a_rule_and_each_leads_where_it_says(cluster: Cluster) -> None:
