@@ -237,6 +237,8 @@ class Submission:
     capabilities: Mapping[str, bool]
     parameters: Mapping[str, int | str]
     expires: float | None = None
+    #: The evacuation that asks; "": none.
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`droveway cancel`: end a migration before its guest is given away."""
+"""`droveway cancel`: end a migration before its guest is given away, or an evacuation."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ import json
 
 import click
 
+from tasks import evacuate
 from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
 from tasks.requests import cancel
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("migration")
+@click.argument("what", metavar="MIGRATION|JOB")
 @json_option
 @click.pass_context
-def command(context: click.Context, migration: str, as_json: bool) -> None:
-    """End MIGRATION; its guest goes on at the source.
+def command(context: click.Context, what: str, as_json: bool) -> None:
+    """End MIGRATION, its guest goes on at the source; or JOB, an evacuation, and with it its moves.
 
     Asks and returns. Once the guest was given away it is too late: then the move goes on to its end.
 
+    The hosts of an evacuation stay cordoned: `droveway uncordon` opens them again.
+
     \b
-    Example:
+    Examples:
       droveway cancel m-0123456789abcdef && droveway status m-0123456789abcdef --watch
+      droveway cancel e-0123456789abcdef && droveway show e-0123456789abcdef --watch
     """
     invocation = invocation_of(context)
     with invocation.ledger() as ledger:
-        state = cancel(ledger, bell_for(invocation.settings), migration)
+        bell = bell_for(invocation.settings)
+        is_job = ledger.find_job(what) is not None
+        state = evacuate.cancel(ledger, bell, what) if is_job else cancel(ledger, bell, what)
     if as_json:
-        click.echo(json.dumps({"migration": migration, "state": state}))
+        click.echo(json.dumps({"job" if is_job else "migration": what, "state": state}))
     else:
-        click.echo(f"{migration} is {state}")
+        click.echo(f"{what} is {state}")

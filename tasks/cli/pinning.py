@@ -1,4 +1,4 @@
-"""What `blocker`, `cordon` and `uncordon` share: the words they are given, and the ledger's answers in words."""
+"""What `blocker`, `cordon`, `uncordon` and `evacuate` share: words that are given, and answers of the ledger."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ _LONGEST = 200
 
 def pin(ledger: Ledger, kept: Kept, name: str, reason: str, seconds: float | None, *, replace: bool = False) -> Pin:
     """Keep it there for so many seconds. Raises RequestError, RefusedError (`pinned`, `cordoned`, unknown names)."""
-    if not reason.strip() or len(reason) > _LONGEST or not reason.isprintable():
-        raise RequestError(f"a reason is one line of 1 to {_LONGEST} characters; say why in fewer words")
+    said = check_reason(reason)
     _known(ledger, kept, name)
     now = ledger.now()
     expires = None if seconds is None else now + seconds
-    if standing := ledger.pin(kept, name, reason.strip(), expires, replace=replace):
+    if standing := ledger.pin(kept, name, said, expires, replace=replace):
         word = "cordoned" if kept is Kept.CORDON else "pinned"
         raise RefusedError(
             f"{name} is {word} already: {standing.reason}; --replace puts your reason in place of it.", word
         )
-    return Pin(kept, name, reason.strip(), now, expires)
+    return Pin(kept, name, said, now, expires)
+
+
+def check_reason(reason: str) -> str:
+    """`reason` when it is a line that can be shown beside what it is about. Raises RequestError."""
+    if not reason.strip() or len(reason) > _LONGEST or not reason.isprintable():
+        raise RequestError(f"a reason is one line of 1 to {_LONGEST} characters; say why in fewer words")
+    return reason.strip()
 
 
 def unpin(ledger: Ledger, kept: Kept, name: str) -> bool:

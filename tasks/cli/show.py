@@ -1,4 +1,4 @@
-"""`droveway show`: everything about one migration."""
+"""`droveway show`: everything about one migration or evacuation."""
 
 from __future__ import annotations
 
@@ -6,28 +6,39 @@ import json
 
 import click
 
-from tasks.cli.invocation import SettingsCommand, invocation_of, json_option
-from tasks.cli.output import show
+from config.errors import RequestError
+from tasks.cli.evacuating import conclude, follow
+from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
+from tasks.cli.output import progress_console, show
 from tasks.cli.rendering.facts import Facts
+from tasks.cli.rendering.plans import job_table
 from tasks.cli.rendering.tables import full
 from tasks.requests import snapshot
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("migration")
+@click.argument("what", metavar="MIGRATION|JOB")
+@click.option("--watch", is_flag=True, help="Follow a job to its end first; exit code 0 when its hosts are empty.")
 @json_option
 @click.pass_context
-def command(context: click.Context, migration: str, as_json: bool) -> None:
-    """Everything about MIGRATION: what was asked and chosen, each round with its verdict, how both sides ended.
+def command(context: click.Context, what: str, watch: bool, as_json: bool) -> None:
+    """Everything about MIGRATION or JOB: each round with its verdict; each guest with its fate and the reason.
 
     \b
     Examples:
-      droveway show m-0123456789abcdef
       droveway show m-0123456789abcdef --json | jq .rounds
+      droveway show e-0123456789abcdef --watch
     """
-    with invocation_of(context).ledger() as ledger:
-        facts = Facts.of(snapshot(ledger, migration))
+    invocation = invocation_of(context)
+    with invocation.ledger() as ledger:
+        job = ledger.find_job(what)
+        if job and watch:
+            conclude(follow(ledger, bell_for(invocation.settings), what, progress_console(as_json)), as_json=as_json)
+            return
+        if watch:
+            raise RequestError(f"{what} is no job; `droveway status {what} --watch` follows a migration")
+        facts = None if job else Facts.of(snapshot(ledger, what))
     if as_json:
-        click.echo(json.dumps(facts.to_json()))
+        click.echo(json.dumps(job.to_json() if job else facts.to_json() if facts else None))
     else:
-        show(full(facts))
+        show(job_table(job) if job else full(facts) if facts else "")

@@ -18,6 +18,8 @@ from typing import Any, cast
 from config.errors import RefusedError
 from config.redis import coordination_client, reaching_redis
 from config.settings import Settings
+from tasks.jobs import JobRecord, read_job, request_of
+from tasks.planning.evacuating import Evacuation, Step
 from tasks.records import (
     Fields,
     Fleet,
@@ -56,6 +58,7 @@ class Answer(StrEnum):
     UNKNOWN = "UNKNOWN"
     BUSY = "BUSY"
     MOVED = "MOVED"
+    OCCUPIED = "OCCUPIED"
 
 
 class Ledger:
@@ -75,7 +78,10 @@ class Ledger:
     # --- the life of a migration --------------------------------------------------------------------------------------
 
     def submit(self, submission: Submission, refusal: RefusedError | None = None) -> tuple[Answer, str]:
-        """OK | EXISTS | OTHER | UNKNOWN | BUSY, migration | MOVED, host. With `refusal` the record ends at once."""
+        """OK | EXISTS | OTHER | UNKNOWN | BUSY, migration | MOVED, host | ENDED (its job).
+
+        With `refusal` the record ends at once.
+        """
         args: list[Any] = [
             submission.migration,
             submission.guest,
@@ -85,11 +91,11 @@ class Ledger:
             json.dumps(dict(submission.capabilities)),
             json.dumps(dict(submission.parameters)),
             "" if submission.expires is None else round(submission.expires * 1000),
+            submission.job,
         ]
         if refusal is not None:
             args += [refusal.reason, str(refusal)]
-        answer = self._run("submit", *args)
-        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
+        return self._answered("submit", *args)
 
     def admit(self) -> list[str]:
         """Admit whatever can be; the migrations admitted by this call."""
@@ -108,8 +114,7 @@ class Ledger:
         """Renew the lease, say how far it is: OK | CANCEL | ENDED, state | FENCED | GONE."""
         state, document = ("", "") if progress is None else (progress.state, json.dumps(asdict(progress)))
         args = (ticket.migration, ticket.side, ticket.nonce, ticket.epoch, self._lease, state, document)
-        answer = self._run("renew", *args)
-        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
+        return self._answered("renew", *args)
 
     def finish(self, ticket: Ticket, status: Status) -> Answer:
         """Say how the side ended (`status.outcome` is final): OK | CONFLICT | FENCED | GONE."""
@@ -127,8 +132,7 @@ class Ledger:
 
     def cancel(self, migration: str, message: str) -> tuple[Answer, str]:
         """Ask for the end: CANCELLED | ASKED | ENDED, state | GONE."""
-        answer = self._run("cancel", migration, message)
-        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
+        return self._answered("cancel", migration, message)
 
     def abandon(self, migration: str, epoch: int, grace: float, message: str) -> Answer:
         """End what its source never took up in `grace` seconds: OK | CLAIMED | EARLY | ENDED | FENCED | GONE."""
@@ -208,6 +212,50 @@ class Ledger:
         """Let it move again: OK | GONE | OTHER (with `reason`, where another one stands)."""
         return Answer(_decoded(self._run("unblock", f"{kept}:{name}", reason)))
 
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def begin_job(self, asked: Evacuation, reason: str) -> tuple[Answer, str]:
+        """Write an evacuation down and close its hosts: OK | EXISTS | BUSY, job | UNKNOWN, host."""
+        request = json.dumps(request_of(asked, reason))
+        deadline = "" if asked.deadline is None else round(asked.deadline * 1000)
+        return self._answered("begin_job", asked.job, json.dumps(sorted(asked.hosts)), request, reason, deadline)
+
+    def note_job(self, job: str, found: Step) -> tuple[Answer, str]:
+        """What a step came to: OK | ENDED | GONE | OCCUPIED, host (it said `completed`, and somebody is there)."""
+        standings = {name: asdict(each) for name, each in found.guests.items()}
+        return self._answered("note_job", job, found.state, found.reason, json.dumps(standings))
+
+    def cancel_job(self, job: str) -> tuple[Answer, str]:
+        """Ask for the end: ASKED | ENDED, state | GONE."""
+        return self._answered("cancel_job", job)
+
+    def turn(self, job: str, seconds: float) -> bool:
+        """Whether it is the caller's turn to take a step; nobody else's for so many seconds then."""
+        return Answer(_decoded(self._run("turn", job, max(1, round(seconds * 1000))))) is Answer.OK
+
+    def find_job(self, job: str) -> JobRecord | None:
+        """One evacuation; None when there is none (never was, or past its retention)."""
+        with self._pipeline() as pipe:
+            pipe.hgetall(self._keys.job(job))
+            pipe.hgetall(self._keys.job_guests(job))
+            pipe.hkeys(self._keys.job_moves(job))
+            fields, guests, moves = pipe.execute()
+        return read_job(job, fields, guests, [move.decode() for move in moves]) if fields else None
+
+    def moves_of(self, job: JobRecord) -> list[MigrationRecord]:
+        """Every migration that it asked for and that is remembered."""
+        return list(self._records(job.moves).values())
+
+    def open_jobs(self) -> list[str]:
+        """Evacuations that have not ended."""
+        return self._members(self._keys.open_jobs())
+
+    def jobs(self, count: int = 20) -> list[JobRecord]:
+        """The latest evacuations, newest first."""
+        with reaching_redis(self._settings):
+            names = cast("list[bytes]", self._client.zrevrange(self._keys.jobs(), 0, count - 1))
+        return [found for name in names if (found := self.find_job(name.decode())) is not None]
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
@@ -282,6 +330,11 @@ class Ledger:
     def _pipeline(self) -> Iterator[Any]:
         with reaching_redis(self._settings), self._client.pipeline(transaction=False) as pipe:
             yield pipe
+
+    def _answered(self, script: str, *args: Any) -> tuple[Answer, str]:
+        """What scripts say that answer with a word and what it is about."""
+        answer = self._run(script, *args)
+        return Answer(_decoded(answer[0])), _decoded(answer[1]) if len(answer) > 1 else ""
 
     def _run(self, script: str, *args: Any) -> Any:
         with reaching_redis(self._settings):

@@ -17,6 +17,12 @@
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
 --                                   since (ms), expires (ms, or 0: never)
+--   jobs                    zset    J (an evacuation) by creation time
+--   jobs:open               set     J not ended
+--   job:J                   hash    hosts, request (JSON), deadline (ms, or ''), created, state, reason, stepped, cancel, finished
+--   job:J:guests            hash    G → how it stands (JSON)
+--   job:J:moves             hash    M that it asked for → G
+--   job:J:turn              string  while it is there, somebody has just taken a step of it
 --
 -- migration:M has: guest, source, destination, memory, capabilities, parameters, created, expires, state, epoch,
 -- admitted, rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
@@ -39,6 +45,12 @@ local function reserved_key(host) return prefix .. 'reserved:' .. host end
 local HOSTS, GUESTS, OPEN = prefix .. 'hosts', prefix .. 'guests', prefix .. 'open'
 local MIGRATIONS, WAITING = prefix .. 'migrations', prefix .. 'waiting'
 local BLOCKERS = prefix .. 'blockers'
+local JOBS, OPEN_JOBS = prefix .. 'jobs', prefix .. 'jobs:open'
+local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled = true }
+
+local function job_key(job) return prefix .. 'job:' .. job end
+local function job_guests_key(job) return prefix .. 'job:' .. job .. ':guests' end
+local function job_moves_key(job) return prefix .. 'job:' .. job .. ':moves' end
 
 -- A hash as a table; nil when there is none.
 local function read(key)
@@ -64,6 +76,15 @@ local function blocker(subject)
   local said = redis.call('HGET', BLOCKERS, subject)
   local read = said and cjson.decode(said)
   if read and (read.expires == 0 or read.expires > now) then return read end
+end
+
+-- Let nobody come to these hosts; a cordon that is there stays.
+local function close_hosts(hosts, reason)
+  for _, host in ipairs(hosts) do
+    if not blocker('cordon:' .. host) then
+      redis.call('HSET', BLOCKERS, 'cordon:' .. host, cjson.encode({ reason = reason, since = now, expires = 0 }))
+    end
+  end
 end
 
 local function release(migration, record, side)

@@ -1,5 +1,5 @@
 -- Drop from the indexes what is gone: records past their retention (the oldest thousand at a time), hosts that neither
--- speak nor hold anything, blockers past their expiry.
+-- speak nor hold anything, blockers past their expiry, jobs past their retention.
 --
 --   ARGV  retention
 for _, migration in ipairs(redis.call('ZRANGE', MIGRATIONS, 0, 999)) do
@@ -12,5 +12,11 @@ for _, host in ipairs(redis.call('SMEMBERS', HOSTS)) do
 end
 for _, subject in ipairs(redis.call('HKEYS', BLOCKERS)) do
   if not blocker(subject) then redis.call('HDEL', BLOCKERS, subject) end
+end
+for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, 999)) do
+  if redis.call('EXISTS', job_key(job)) == 0 then redis.call('ZREM', JOBS, job) end
+end
+for _, job in ipairs(redis.call('SMEMBERS', OPEN_JOBS)) do
+  if redis.call('EXISTS', job_key(job)) == 0 then redis.call('SREM', OPEN_JOBS, job) end
 end
 return 'OK'

@@ -1,16 +1,21 @@
 -- A new record, waiting for admission. Its guest is taken from here on: one migration a guest, queued ones included.
 --
 --   ARGV  retention, M, guest, source, destination, memory, capabilities, parameters, expires (ms or ''),
---         and of a request that was refused already: reason, message
+--         the job that asks (or '', and none that has ended or was cancelled), and of a request that was refused
+--         already: reason, message
 --
 -- → OK | EXISTS (the same request came before) | OTHER (the id belongs to another request)
---   | UNKNOWN (no such guest) | BUSY, migration | MOVED, host
+--   | UNKNOWN (no such guest) | BUSY, migration | MOVED, host | ENDED (the job)
 local migration, guest, source, destination = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local refusal = ARGV[10]
+local job, refusal = ARGV[10], ARGV[11]
 local before = read(record_key(migration))
 if before then
   if before.guest == guest and before.destination == destination then return { 'EXISTS' } end
   return { 'OTHER' }
+end
+if job ~= '' then
+  local asks = redis.call('HMGET', job_key(job), 'state', 'cancel')
+  if not asks[1] or ENDED_JOB[asks[1]] or asks[2] then return { 'ENDED' } end
 end
 if not refusal then
   local known = read(guest_key(guest))
@@ -24,10 +29,11 @@ redis.call('HSET', record_key(migration), 'guest', guest, 'source', source, 'des
   'created', now, 'state', 'queued')
 redis.call('ZADD', MIGRATIONS, now, migration)
 if refusal then
-  finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[11])
+  finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[12])
 else
   redis.call('ZADD', WAITING, now, migration)
   redis.call('SADD', OPEN, migration)
+  if job ~= '' then redis.call('HSET', job_moves_key(job), migration, guest) end
   event(migration, 'queued')
 end
 return { 'OK' }

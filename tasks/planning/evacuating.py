@@ -9,6 +9,7 @@ or after a crash of everything: the same fleet gives the same step, and a move a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -181,10 +182,23 @@ def _next(
     plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid)
     under_way = sum(each.fate is Fate.MOVING for each in standings.values())
     room = len(plan.moves) if not asked.most_at_once else max(0, asked.most_at_once - under_way)
-    # The later ones are not: the next step plans anew, on the fleet as it will be then.
-    first = [timed.move for timed in plan.schedule.moves if timed.wave <= _WAVES_AHEAD]
+    sending = Counter(cluster.guests[name].host for name in had if name in cluster.guests and _own(had[name]))
+    first = _ahead(cluster, sending, (timed.move for timed in plan.schedule.moves if timed.wave <= _WAVES_AHEAD))
     asks = [_ask(asked, move, len(had.get(move.guest, ())) + 1) for move in first][:room]
     return tuple(asks), {name: refusal for name, refusal in plan.refused if name in waiting}
+
+
+def _ahead(cluster: Cluster, sending: Counter[str], moves: Iterable[Move]) -> list[Move]:
+    """Those that give no source more than its slots take in so many waves, with what it is `sending` for us already.
+
+    The others are not asked for now: a later step plans them anew, on the fleet as it will be then.
+    """
+    taken = []
+    for move in moves:
+        if sending[move.source] < _WAVES_AHEAD * max(1, cluster.hosts[move.source].outbound):
+            sending[move.source] += 1
+            taken.append(move)
+    return taken
 
 
 def _ask(asked: Evacuation, move: Move, number: int) -> Ask:

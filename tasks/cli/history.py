@@ -1,0 +1,35 @@
+"""`droveway history`: evacuations, the latest first."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from tasks.cli.invocation import SettingsCommand, invocation_of, json_option
+from tasks.cli.output import show
+from tasks.cli.rendering.plans import jobs_table
+
+_LATEST = 20
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--all", "everything", is_flag=True, help=f"All that are remembered, not only the latest {_LATEST}.")
+@json_option
+@click.pass_context
+def command(context: click.Context, everything: bool, as_json: bool) -> None:
+    """List evacuations, the latest first, with what they came to; single moves: `droveway list`.
+
+    \b
+    Examples:
+      droveway history
+      droveway history --all --json | jq '.jobs[] | select(.state == "partial") | .reason'
+    """
+    with invocation_of(context).ledger() as ledger:
+        jobs = ledger.jobs(10_000 if everything else _LATEST)
+    if as_json:
+        click.echo(json.dumps({"jobs": [job.to_json() for job in jobs]}))
+    elif jobs:
+        show(jobs_table(jobs))
+    else:
+        click.echo("there was no evacuation yet; `droveway evacuate HOST --plan` says what one would do")

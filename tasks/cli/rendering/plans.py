@@ -1,0 +1,82 @@
+"""Plans and evacuations as tables and as JSON. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from tasks.cli.quantities import seconds, size
+from tasks.cli.rendering.tables import table
+from tasks.jobs import JobRecord
+from tasks.planning.evacuating import Fate
+from tasks.planning.evacuation import Plan
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Each move with its wave and times, each refusal with its reason, and how long it all takes."""
+    made = table("GUEST", "FROM", "TO", ">WAVE", ">STARTS", ">TAKES", ">DOWNTIME", ">SENT")
+    for timed in plan.schedule.moves:
+        took = timed.estimate
+        times = seconds(timed.start), seconds(took.seconds), seconds(took.downtime), size(took.bytes)
+        move = timed.move
+        made.add_row(move.guest, move.source, move.destination, str(timed.wave), *times)
+    total = f"{len(plan.moves)} moves, about {seconds(plan.schedule.makespan)}; {len(plan.refused)} guests cannot go"
+    parts: list[RenderableType] = [made] if plan.moves else []
+    if plan.refused:
+        kept = table("STAYS", "WHY")
+        for guest, refusal in plan.refused:
+            kept.add_row(guest, Text(f"{refusal.rule}: {refusal.why}"))
+        parts.append(kept)
+    return Group(*parts, Text(total))
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Seconds and bytes."""
+    return {
+        "version": 1,
+        "hosts": list(plan.hosts),
+        "moves": [
+            {
+                "guest": timed.move.guest,
+                "source": timed.move.source,
+                "destination": timed.move.destination,
+                "wave": timed.wave,
+                "start_seconds": timed.start,
+                "seconds": timed.estimate.seconds,
+                "downtime_seconds": timed.estimate.downtime,
+                "bytes": timed.estimate.bytes,
+                "converges": timed.estimate.converges,
+            }
+            for timed in plan.schedule.moves
+        ],
+        "refused": [{"guest": guest, "rule": each.rule, "why": each.why} for guest, each in plan.refused],
+        "makespan_seconds": plan.schedule.makespan,
+        "lower_bound_seconds": plan.schedule.lower_bound,
+    }
+
+
+def job_table(job: JobRecord) -> RenderableType:
+    """An evacuation in full: a line for each guest."""
+    made = table("GUEST", "FATE", "HOST", ">ATTEMPTS", "WHY")
+    for name, each in sorted(job.guests.items()):
+        made.add_row(name, str(each.fate), each.host or "-", str(each.attempts), Text(each.reason))
+    what = f"{job.job}: {', '.join(sorted(job.asked.hosts))} {job.state}"
+    why = f": {job.reason}" if job.reason else ""
+    return Group(*([made] if job.guests else []), Text(f"{what}{why}"))
+
+
+def jobs_table(jobs: Sequence[JobRecord]) -> RenderableType:
+    """One line each."""
+    made = table("JOB", "HOSTS", "STATE", ">MOVED", ">LEFT", "BEGUN", ">TOOK", "WHY")
+    for job in jobs:
+        moved = job.count(Fate.MOVED, Fate.GONE)
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
+        took = "-" if job.finished is None else seconds(job.finished - job.created)
+        hosts, left = ", ".join(sorted(job.asked.hosts)), len(job.guests) - moved
+        why = job.message if not job.reason else f"{job.message}: {job.reason}"
+        made.add_row(job.job, hosts, str(job.state), str(moved), str(left), begun, took, Text(why))
+    return made

@@ -1,0 +1,36 @@
+-- What a step of an evacuation found. Only one that has not ended is written to; `completed` is believed only when, in
+-- this same instant, nobody lives on its hosts, nobody moves there, and nobody waits to.
+--
+--   ARGV  retention, J, state, reason, guests: {name: standing} as JSON
+--
+-- → OK | ENDED | OCCUPIED, host | GONE
+local job, state = ARGV[2], ARGV[3]
+local record = read(job_key(job))
+if not record then return { 'GONE' } end
+if ENDED_JOB[record.state] then return { 'ENDED' } end
+local hosts = cjson.decode(record.hosts)
+if state == 'completed' then
+  local wanted = {}
+  for _, host in ipairs(hosts) do
+    wanted[host] = true
+    if redis.call('EXISTS', residents_key(host), reserved_key(host)) > 0 then return { 'OCCUPIED', host } end
+  end
+  for _, migration in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+    local to = redis.call('HGET', record_key(migration), 'destination')
+    if to and wanted[to] then return { 'OCCUPIED', to } end
+  end
+end
+for guest, standing in pairs(cjson.decode(ARGV[5])) do
+  redis.call('HSET', job_guests_key(job), guest, cjson.encode(standing))
+end
+redis.call('HSET', job_key(job), 'state', state, 'reason', ARGV[4], 'stepped', now)
+if ENDED_JOB[state] then
+  redis.call('HSET', job_key(job), 'finished', now)
+  redis.call('SREM', OPEN_JOBS, job)
+  for _, key in ipairs({ job_key(job), job_guests_key(job), job_moves_key(job) }) do
+    redis.call('PEXPIRE', key, retention)
+  end
+else
+  close_hosts(hosts, cjson.decode(record.request).reason)
+end
+return { 'OK' }

@@ -1,0 +1,189 @@
+"""An evacuation's record and its steps on a real Redis: begun in one instant, taken up by anybody, ended with a reason.
+
+Movers are scripted here: a move ends when the test says so. The same with real guests: tests/faults/test_evacuation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from config.errors import RefusedError
+from config.settings import RedisSettings, Settings, WorkerSettings
+from tasks.bell import Bell
+from tasks.evacuate import begin, cancel, snapshot, take_step
+from tasks.jobs import JobRecord
+from tasks.ledger.ledger import Answer, Ledger
+from tasks.planning.evacuating import Evacuation, Fate, State, Step
+from tasks.records import Kept, LocalGuest, MigrationRecord, Submission
+from tests.integration.console import GIB, OFFERED
+from tests.redis_server import RedisServer
+from workers.attempt import Job, Status
+from workers.pairing.contract import Side
+
+HOSTS = {"alpha": ("a1", "a2", "a3"), "beta": ("b1",), "gamma": (), "delta": ()}
+
+
+class SilentBell:
+    """Nobody hears it: the test plays the movers."""
+
+    def ring(self, record: MigrationRecord, side: Side) -> None: ...
+
+    def reconcile(self, host: str) -> None: ...
+
+
+BELL: Bell = SilentBell()
+
+
+@pytest.fixture
+def ledger(own_redis_server: RedisServer) -> Iterator[Ledger]:
+    redis = RedisSettings.model_validate({"url": own_redis_server.url})
+    with closing(Ledger(Settings(redis=redis, worker=WorkerSettings(lease=3600)))) as made:
+        for host in HOSTS:
+            beat(made, host)
+        yield made
+
+
+def beat(ledger: Ledger, host: str) -> None:
+    for side in Side:
+        ledger.heartbeat(host, side, OFFERED, [], [LocalGuest(name, GIB, 0) for name in HOSTS[host]])
+
+
+def started(ledger: Ledger, *hosts: str, job: str = "e-1", most_at_once: int = 0) -> str:
+    begin(ledger, Evacuation(job, frozenset(hosts), most_at_once=most_at_once), "a new board")
+    return job
+
+
+def stepped(ledger: Ledger, job: str = "e-1") -> JobRecord:
+    """After one step, whoever has just taken one."""
+    with ledger._client.pipeline() as pipe:
+        pipe.delete(f"droveway:job:{job}:turn").execute()
+    take_step(ledger, BELL, job)
+    return snapshot(ledger, job)
+
+
+def end(ledger: Ledger, outcome: str, reason: str = "") -> list[str]:
+    """Let every admitted move end so, on both its sides; the guests."""
+    ended = []
+    for record in ledger.open():
+        if record.epoch is None or record.ended:
+            continue
+        ended.append(record.guest)
+        made = record.guest, record.epoch
+        ends = ((side, record.side(side).host, record.side(side.peer).host) for side in Side)
+        jobs = [Job(record.migration, *made, side, "n", host, peer, GIB, {}, {}) for side, host, peer in ends]
+        assert [ledger.claim(job.ticket) for job in jobs] == [Answer.OK, Answer.OK]
+        for job in jobs:
+            ledger.finish(job.ticket, Status(outcome=outcome, reason=reason, message=reason))
+    ledger.admit()
+    return ended
+
+
+def test_it_runs_to_its_end_and_the_hosts_are_empty_and_closed(ledger: Ledger) -> None:
+    started(ledger, "alpha", "beta")
+    assert {name for kept, name in ledger.fleet().pins if kept is Kept.CORDON} == {"alpha", "beta"}
+    for _ in range(6):
+        stepped(ledger)
+        end(ledger, "completed")
+    record = stepped(ledger)
+    assert (record.state, record.reason) == (State.COMPLETED, "all 4 guests have left")
+    assert {each.fate for each in record.guests.values()} == {Fate.MOVED}
+    assert {guest.host for guest in ledger.fleet().guests.values()} == {"gamma", "delta"}
+    assert ledger.open_jobs() == []
+    assert len(record.moves) == 4
+
+
+def test_a_second_evacuation_of_a_host_that_is_being_emptied_is_refused_and_closes_nothing(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    with pytest.raises(RefusedError, match="e-1 empties one of these hosts"):
+        started(ledger, "beta", "alpha", job="e-2")
+    assert (Kept.CORDON, "beta") not in ledger.fleet().pins
+    assert ledger.find_job("e-2") is None
+    with pytest.raises(RefusedError, match="No host omega"):
+        started(ledger, "omega", job="e-3")
+
+
+def test_steps_that_are_taken_again_ask_for_nothing_twice(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    first = stepped(ledger)
+    assert stepped(ledger).moves == first.moves
+    take_step(ledger, BELL, "e-1")  # not its turn
+    assert snapshot(ledger, "e-1").moves == first.moves
+
+
+def test_a_guest_whose_moves_fail_goes_elsewhere_and_is_given_up_after_three(ledger: Ledger) -> None:
+    started(ledger, "beta")
+    tried = []
+    for _ in range(3):
+        stepped(ledger)
+        tried += [each.destination.host for each in ledger.open() if not each.ended]
+        assert end(ledger, "failed", "peer-lost") == ["b1"]
+    record = stepped(ledger)
+    assert len(set(tried)) == 3
+    assert (record.state, record.reason) == (State.FAILED, "nothing more can be moved; 1 of 1 guests stay")
+    assert (record.guests["b1"].fate, record.guests["b1"].reason) == (Fate.FAILED, "peer-lost")
+
+
+def test_a_cancelled_one_asks_for_nothing_more_ends_what_waits_and_may_be_begun_again(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    stepped(ledger)
+    assert cancel(ledger, BELL, "e-1") in {"ending", "cancelled"}
+    record = stepped(ledger)
+    assert record.state is State.CANCELLED
+    assert [each for each in ledger.open() if not each.ended] == []
+    late = Submission("m-late", "a1", "alpha", "gamma", GIB, {}, {}, job="e-1")
+    assert ledger.submit(late)[0] is Answer.ENDED
+    with pytest.raises(RefusedError, match="cancelled already"):
+        cancel(ledger, BELL, "e-1")
+    started(ledger, "alpha", job="e-2")
+    for _ in range(6):
+        stepped(ledger, "e-2")
+        end(ledger, "completed")
+    assert stepped(ledger, "e-2").state is State.COMPLETED
+
+
+def test_no_more_move_at_once_than_asked_for(ledger: Ledger) -> None:
+    started(ledger, "alpha", "beta", most_at_once=1)
+    for _ in range(4):
+        stepped(ledger)
+        assert len([each for each in ledger.open() if not each.ended]) == 1
+        end(ledger, "completed")
+    assert stepped(ledger).state is State.COMPLETED
+
+
+def test_completed_is_not_believed_while_somebody_is_there(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    assert ledger.note_job("e-1", Step(State.COMPLETED, "so it seemed")) == (Answer.OCCUPIED, "alpha")
+    assert snapshot(ledger, "e-1").state is State.RUNNING
+
+
+def test_completed_is_not_believed_while_somebody_waits_to_come(ledger: Ledger) -> None:
+    started(ledger, "gamma")
+    ask = Submission("m-1", "a1", "alpha", "gamma", GIB, {}, {})
+    assert ledger.submit(ask)[0] is Answer.OK
+    assert ledger.note_job("e-1", Step(State.COMPLETED, "")) == (Answer.OCCUPIED, "gamma")
+    ledger.admit()
+    assert ledger.note_job("e-1", Step(State.COMPLETED, ""))[0] is Answer.OK
+
+
+def test_what_has_ended_stays_as_it_ended(ledger: Ledger) -> None:
+    started(ledger, "gamma")
+    assert stepped(ledger).state is State.COMPLETED
+    assert ledger.note_job("e-1", Step(State.FAILED, "late"))[0] is Answer.ENDED
+    assert (snapshot(ledger, "e-1").state, snapshot(ledger, "e-1").reason) == (State.COMPLETED, "there was no guest")
+
+
+def test_a_cordon_that_somebody_set_before_keeps_its_reason(ledger: Ledger) -> None:
+    ledger.pin(Kept.CORDON, "alpha", "a leak")
+    started(ledger, "alpha")
+    assert ledger.fleet().pins[Kept.CORDON, "alpha"].reason == "a leak"
+
+
+def test_a_deadline_that_has_passed_ends_it_with_what_was_done(ledger: Ledger) -> None:
+    begin(ledger, replace(Evacuation("e-1", frozenset({"alpha"})), deadline=ledger.now() - 1), "late")
+    record = stepped(ledger)
+    assert (record.state, record.reason) == (State.FAILED, "its deadline has passed; 3 of 3 guests stay")
+    assert record.moves == []
