@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
 
-from tasks.planning.cluster import Cluster
+from tasks.planning.cluster import Cluster, Guest
 from tasks.planning.evacuation import cordon, plan_evacuation
 from tasks.planning.moves import Move
 from tasks.planning.rules import Refusal
@@ -175,9 +175,10 @@ def _next(
     standings: Mapping[str, Standing],
 ) -> tuple[tuple[Ask, ...], dict[str, Refusal]]:
     """The moves to ask for now, and the guests that nothing can be planned for."""
-    # Those that are to make room for others among them: they would be asked for without end.
-    spent = [name for name in had if name in cluster.guests and len(_failed(had[name])) >= asked.attempts]
-    kept = cluster.placed(replace(cluster.guests[name], stays="its attempts are spent") for name in spent)
+    # Nobody is moved twice for one evacuation, nor asked for without end: room that was made and that another guest
+    # took would else be made again and again, by the same guests.
+    reasons = {name: _spent(asked, cluster.guests[name], each) for name, each in had.items() if name in cluster.guests}
+    kept = cluster.placed(replace(cluster.guests[name], stays=why) for name, why in reasons.items() if why)
     avoid = {name: frozenset(each.destination for each in had.get(name, ())) for name in waiting}
     plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid)
     under_way = sum(each.fate is Fate.MOVING for each in standings.values())
@@ -186,6 +187,14 @@ def _next(
     first = _ahead(cluster, sending, (timed.move for timed in plan.schedule.moves if timed.wave <= _WAVES_AHEAD))
     asks = [_ask(asked, move, len(had.get(move.guest, ())) + 1) for move in first][:room]
     return tuple(asks), {name: refusal for name, refusal in plan.refused if name in waiting}
+
+
+def _spent(asked: Evacuation, guest: Guest, had: list[Attempt]) -> str:
+    """Why nothing more is asked for this guest; "": something may be."""
+    if len(_failed(had)) >= asked.attempts:
+        return "its attempts are spent"
+    moved = guest.host not in asked.hosts and any(each.completed for each in had)
+    return "it was moved for this evacuation already" if moved else ""
 
 
 def _ahead(cluster: Cluster, sending: Counter[str], moves: Iterable[Move]) -> list[Move]:

@@ -1,6 +1,6 @@
 """An evacuation's record and its steps on a real Redis: begun in one instant, taken up by anybody, ended with a reason.
 
-Movers are scripted here: a move ends when the test says so. The same with real guests: tests/faults/test_evacuation.py.
+Movers are scripted here: a move ends when the test says so. With real guests: test_fleet_evacuation.py.
 """
 
 from __future__ import annotations
