@@ -23,6 +23,7 @@ _COMMANDS = {
     "migrate": "Move a guest to another host, and follow the move.",
     "evacuate": "Empty hosts: every guest goes elsewhere, or says why not.",
     "drain": "The same as evacuate.",
+    "rebalance": "Spread guests out over the hosts, once.",
     "status": "How far a migration is, or all that are under way.",
     "cancel": "End a migration or an evacuation; what was not moved stays where it is.",
     "list": "Migrations, the latest first.",

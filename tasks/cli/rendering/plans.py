@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from tasks.cli.quantities import seconds, size
@@ -14,16 +15,13 @@ from tasks.cli.rendering.tables import table
 from tasks.jobs import JobRecord
 from tasks.planning.evacuating import Fate
 from tasks.planning.evacuation import Plan
+from tasks.planning.rebalancing import RebalancePlan
+from tasks.planning.waves import Schedule
 
 
 def plan_table(plan: Plan) -> RenderableType:
     """Each move with its wave and times, each refusal with its reason, and how long it all takes."""
-    made = table("GUEST", "FROM", "TO", ">WAVE", ">STARTS", ">TAKES", ">DOWNTIME", ">SENT")
-    for timed in plan.schedule.moves:
-        took = timed.estimate
-        times = seconds(timed.start), seconds(took.seconds), seconds(took.downtime), size(took.bytes)
-        move = timed.move
-        made.add_row(move.guest, move.source, move.destination, str(timed.wave), *times)
+    made = _moves_table(plan.schedule)
     total = f"{len(plan.moves)} moves, about {seconds(plan.schedule.makespan)}; {len(plan.refused)} guests cannot go"
     parts: list[RenderableType] = [made] if plan.moves else []
     if plan.refused:
@@ -39,24 +37,57 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "version": 1,
         "hosts": list(plan.hosts),
-        "moves": [
-            {
-                "guest": timed.move.guest,
-                "source": timed.move.source,
-                "destination": timed.move.destination,
-                "wave": timed.wave,
-                "start_seconds": timed.start,
-                "seconds": timed.estimate.seconds,
-                "downtime_seconds": timed.estimate.downtime,
-                "bytes": timed.estimate.bytes,
-                "converges": timed.estimate.converges,
-            }
-            for timed in plan.schedule.moves
-        ],
+        "moves": _moves_json(plan.schedule),
         "refused": [{"guest": guest, "rule": each.rule, "why": each.why} for guest, each in plan.refused],
         "makespan_seconds": plan.schedule.makespan,
         "lower_bound_seconds": plan.schedule.lower_bound,
     }
+
+
+def rebalance_table(plan: RebalancePlan) -> RenderableType:
+    """Each move, the imbalance before and after, and why there are no more."""
+    even = f"imbalance {plan.imbalance_before:.3f} → {plan.imbalance_after:.3f}"
+    total = f"{len(plan.moves)} moves, about {seconds(plan.schedule.makespan)}; {even}; {plan.reason}"
+    return Group(*([_moves_table(plan.schedule)] if plan.moves else []), Text(total))
+
+
+def rebalance_json(plan: RebalancePlan) -> dict[str, Any]:
+    """Seconds and bytes; imbalance as tasks.planning.rebalancing has it."""
+    return {
+        "version": 1,
+        "moves": _moves_json(plan.schedule),
+        "imbalance_before": plan.imbalance_before,
+        "imbalance_after": plan.imbalance_after,
+        "reason": plan.reason,
+        "makespan_seconds": plan.schedule.makespan,
+        "lower_bound_seconds": plan.schedule.lower_bound,
+    }
+
+
+def _moves_table(schedule: Schedule) -> Table:
+    made = table("GUEST", "FROM", "TO", ">WAVE", ">STARTS", ">TAKES", ">DOWNTIME", ">SENT")
+    for timed in schedule.moves:
+        took = timed.estimate
+        times = seconds(timed.start), seconds(took.seconds), seconds(took.downtime), size(took.bytes)
+        made.add_row(timed.move.guest, timed.move.source, timed.move.destination, str(timed.wave), *times)
+    return made
+
+
+def _moves_json(schedule: Schedule) -> list[dict[str, Any]]:
+    return [
+        {
+            "guest": timed.move.guest,
+            "source": timed.move.source,
+            "destination": timed.move.destination,
+            "wave": timed.wave,
+            "start_seconds": timed.start,
+            "seconds": timed.estimate.seconds,
+            "downtime_seconds": timed.estimate.downtime,
+            "bytes": timed.estimate.bytes,
+            "converges": timed.estimate.converges,
+        }
+        for timed in schedule.moves
+    ]
 
 
 def job_table(job: JobRecord) -> RenderableType:
