@@ -63,7 +63,7 @@ def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
         return
     _take(ledger, bell, record)
     if (took := time.monotonic() - began) * _TIMES_A_STEP > _BETWEEN_STEPS:
-        ledger.turn(job, took * _TIMES_A_STEP)
+        ledger.turn(job, took * _TIMES_A_STEP, again=True)
 
 
 def cancel(ledger: Ledger, bell: Bell, job: str) -> str:
@@ -104,12 +104,12 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
     _submit(ledger, found, fleet, record.job)
     ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
     for migration in ending:
-        ledger.cancel(migration, f"The evacuation {record.job} was cancelled.")
+        ledger.cancel(migration, f"The evacuation {record.job} was cancelled, or sends it elsewhere.")
     if found.asks or ending:
         admit(ledger, bell)
     answer, detail = ledger.note_job(record.job, found)
     if answer is Answer.OCCUPIED:
-        log.info("%s: %s is not empty yet", record.job, detail)
+        log.info("%s is not at its end yet: %s", record.job, detail)
 
 
 def _submit(ledger: Ledger, found: Step, fleet: Fleet, job: str) -> None:

@@ -221,7 +221,7 @@ class Ledger:
         return self._answered("begin_job", asked.job, json.dumps(sorted(asked.hosts)), request, reason, deadline)
 
     def note_job(self, job: str, found: Step) -> tuple[Answer, str]:
-        """What a step came to: OK | ENDED | GONE | OCCUPIED, host (it said `completed`, and somebody is there)."""
+        """What a step came to: OK | ENDED | GONE | OCCUPIED, by what (it said that this is the end, and it is not)."""
         standings = {name: asdict(each) for name, each in found.guests.items()}
         return self._answered("note_job", job, found.state, found.reason, json.dumps(standings))
 
@@ -229,9 +229,13 @@ class Ledger:
         """Ask for the end: ASKED | ENDED, state | GONE."""
         return self._answered("cancel_job", job)
 
-    def turn(self, job: str, seconds: float) -> bool:
-        """Whether it is the caller's turn to take a step; nobody else's for so many seconds then."""
-        return Answer(_decoded(self._run("turn", job, max(1, round(seconds * 1000))))) is Answer.OK
+    def turn(self, job: str, seconds: float, *, again: bool = False) -> bool:
+        """Whether it is the caller's turn to take a step; nobody else's for so many seconds then.
+
+        `again`: it was the caller's turn, and shall be nobody's for so long from now.
+        """
+        interval = max(1, round(seconds * 1000))
+        return Answer(_decoded(self._run("turn", job, interval, "1" if again else ""))) is Answer.OK
 
     def find_job(self, job: str) -> JobRecord | None:
         """One evacuation; None when there is none (never was, or past its retention)."""

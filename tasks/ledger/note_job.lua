@@ -1,14 +1,20 @@
--- What a step of an evacuation found. Only one that has not ended is written to; `completed` is believed only when, in
--- this same instant, nobody lives on its hosts, nobody moves there, and nobody waits to.
+-- What a step of an evacuation found. Only one that has not ended is written to. No end is believed while, in this same
+-- instant, one of its moves is under way; `completed` only when nobody lives on its hosts, moves there, or waits to.
 --
 --   ARGV  retention, J, state, reason, guests: {name: standing} as JSON
 --
--- → OK | ENDED | OCCUPIED, host | GONE
+-- → OK | ENDED | OCCUPIED, by what | GONE
 local job, state = ARGV[2], ARGV[3]
 local record = read(job_key(job))
 if not record then return { 'GONE' } end
 if ENDED_JOB[record.state] then return { 'ENDED' } end
 local hosts = cjson.decode(record.hosts)
+if ENDED_JOB[state] then
+  for _, migration in ipairs(redis.call('HKEYS', job_moves_key(job))) do
+    local how = redis.call('HGET', record_key(migration), 'state')
+    if how and not ENDED[how] then return { 'OCCUPIED', migration } end
+  end
+end
 if state == 'completed' then
   local wanted = {}
   for _, host in ipairs(hosts) do

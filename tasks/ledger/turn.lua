@@ -1,7 +1,9 @@
 -- Whose turn it is to take the next step of a job: every host's workers offer, one in each interval is enough.
 --
---   ARGV  retention, J, interval (ms)
+--   ARGV  retention, J, interval (ms), '1' from who has just taken one and lets others wait so much longer
 --
 -- → OK | TAKEN
-if redis.call('SET', job_key(ARGV[2]) .. ':turn', '1', 'NX', 'PX', ARGV[3]) then return 'OK' end
+local key, interval = job_key(ARGV[2]) .. ':turn', ARGV[3]
+if ARGV[4] == '1' then redis.call('SET', key, '1', 'PX', interval) return 'OK' end
+if redis.call('SET', key, '1', 'NX', 'PX', interval) then return 'OK' end
 return 'TAKEN'

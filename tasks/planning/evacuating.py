@@ -51,7 +51,7 @@ class State(StrEnum):
 #: with the next step.
 _WAVES_AHEAD = 2
 #: Such an end says nothing against the guest or its destination: nobody had begun to move it.
-_NOT_TRIED = frozenset({"pinned", "cordoned", "expired", "guest-moved"})
+_NOT_TRIED = frozenset({"pinned", "cordoned", "expired", "guest-moved", "cancelled"})
 #: Rules that refuse for as long as something else lasts: a worker that starts again, a move that ends.
 _PASSING = frozenset({"stale", "moving"})
 #: From which there is no way back.
@@ -75,7 +75,10 @@ class Evacuation:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One move of a guest that this evacuation asked for. `open`: it has not ended; `reason`: how it failed."""
+    """One move of a guest that this evacuation asked for. `open`: it has not ended; `reason`: how it failed.
+
+    `queued`: it has not been admitted yet, so that it can be taken back at no cost.
+    """
 
     guest: str
     destination: str
@@ -83,6 +86,7 @@ class Attempt:
     open: bool
     completed: bool = False
     reason: str = ""
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +137,9 @@ def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: 
         asks, refused = _next(asked, closed, waiting, had, standings)
         standings |= {name: _refused(standings[name], refusal) for name, refusal in refused.items()}
     state, reason = _state(asked, standings, stopping)
-    own = (name for name, each in standings.items() if each.fate is Fate.MOVING and _own(had.get(name, [])))
-    return Step(state, reason, standings, asks, tuple(own) if asked.cancelled else ())
+    open_ones = sorted(name for name, each in had.items() if _own(each))
+    cancels = open_ones if asked.cancelled else [name for name in open_ones if _stranded(had[name][-1], closed)]
+    return Step(state, reason, standings, asks, tuple(cancels))
 
 
 def migration_id(job: str, guest: str, number: int) -> str:
@@ -165,6 +170,12 @@ def _failed(had: Iterable[Attempt]) -> list[Attempt]:
 
 def _own(had: list[Attempt]) -> bool:
     return bool(had) and had[-1].open
+
+
+def _stranded(attempt: Attempt, cluster: Cluster) -> bool:
+    """Whether it waits for a host that nobody speaks for: it might do so for ever, and others would take the guest."""
+    host = cluster.hosts.get(attempt.destination)
+    return attempt.queued and (host is None or host.stale)
 
 
 def _next(

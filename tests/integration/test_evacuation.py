@@ -187,3 +187,35 @@ def test_a_deadline_that_has_passed_ends_it_with_what_was_done(ledger: Ledger) -
     record = stepped(ledger)
     assert (record.state, record.reason) == (State.FAILED, "its deadline has passed; 3 of 3 guests stay")
     assert record.moves == []
+
+
+def test_no_end_is_believed_while_one_of_its_moves_is_under_way(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    (moving, _) = stepped(ledger).moves
+    assert ledger.note_job("e-1", Step(State.PARTIAL, "so it seemed"))[0] is Answer.OCCUPIED
+    assert snapshot(ledger, "e-1").state is State.RUNNING
+    assert ledger.find(moving) is not None
+
+
+def test_what_waits_for_a_host_that_fell_silent_is_sent_elsewhere(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    stepped(ledger)
+    (queued,) = [each for each in ledger.open() if each.state == "queued"]
+    silent = queued.destination.host
+    ledger.resign(silent, Side.DESTINATION)
+    stepped(ledger)
+    assert [each.state for each in [ledger.find(queued.migration)] if each] == ["cancelled"]
+    stepped(ledger)
+    again = [each for each in ledger.open() if each.guest == queued.guest and not each.ended]
+    assert [each.destination.host != silent for each in again] == [True]
+    for _ in range(6):
+        stepped(ledger)
+        end(ledger, "completed")
+    record = stepped(ledger)
+    assert (record.state, silent in {each.host for each in record.guests.values()}) == (State.COMPLETED, False)
+
+
+def test_who_took_long_lets_the_others_wait_longer(ledger: Ledger) -> None:
+    assert ledger.turn("e-1", 0.001)
+    assert ledger.turn("e-1", 60, again=True)
+    assert not ledger.turn("e-1", 1)

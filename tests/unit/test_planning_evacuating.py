@@ -222,3 +222,15 @@ def test_a_host_that_falls_silent_is_waited_for_and_the_reason_is_said(stale: bo
     assert "nobody" in found.guests["g1"].reason
     late = step(evacuation("a", deadline=NOW), silent, [], NOW)
     assert (late.state, late.reason) == (State.FAILED, "its deadline has passed; 1 of 1 guests stay")
+
+
+@pytest.mark.parametrize(
+    ("queued", "stale", "taken_back"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_move_that_waits_for_a_silent_host_is_taken_back_and_one_at_work_is_not(
+    queued: bool, stale: bool, taken_back: bool
+) -> None:
+    cluster = fleet(replace(guest("g1"), moving_to="b"))
+    cluster = cluster.changed([replace(cluster.hosts["b"], stale=stale)])
+    had = [Attempt("g1", "b", 1, open=True, queued=queued)]
+    assert step(evacuation("a"), cluster, had, NOW).cancels == (("g1",) if taken_back else ())
