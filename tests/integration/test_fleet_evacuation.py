@@ -35,7 +35,7 @@ HOSTS = ("north", "south", "east", "west")
 SIX = range(1, 7)
 T = TypeVar("T")
 
-until = partial(wait_until, seconds=240.0)
+until = partial(wait_until, seconds=600.0)
 
 
 class Drained:
