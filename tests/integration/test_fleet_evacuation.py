@@ -99,6 +99,7 @@ def drained() -> Iterator[Drained]:
         redis.close()
 
 
+@pytest.mark.timeout(1200)
 def test_two_hosts_are_emptied_at_once_whatever_is_killed_meanwhile(drained: Drained) -> None:
     until("all guests to be known", lambda: len(drained.ask(lambda ledger: ledger.fleet()).guests) == 24)
     drained.begin("e-north", "north")
