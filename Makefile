@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := config tasks workers tests
 
-.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -25,6 +25,9 @@ bench-vm: setup .lab/.installed ## QEMU's migration of a virtual machine and our
 
 bench-plan: setup ## how long planning takes, and how good the plans are, up to 10,000 hosts (ARGS="--quick")
 	$(PYTHON) -m tests.benchmarks.plan $(ARGS)
+
+bench-executor: setup ## 50 of 1,000 hosts emptied: scripts a move, Redis' memory, moves a second (movers simulated)
+	$(PYTHON) -m tests.benchmarks.executor $(ARGS)
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)
