@@ -100,7 +100,7 @@ def attempts_of(records: Iterable[MigrationRecord]) -> list[Attempt]:
     found = []
     for record in sorted(records, key=lambda each: (each.created, each.migration)):
         number = had[record.guest] = had.get(record.guest, 0) + 1
-        end = record.destination.host, number, not record.settled, record.state == "completed", record.reason or ""
+        end = record.destination.host, number, not record.ended, record.state == "completed", record.reason or ""
         found.append(Attempt(record.guest, *end, queued=record.state == "queued"))
     return found
 

@@ -219,3 +219,22 @@ def test_who_took_long_lets_the_others_wait_longer(ledger: Ledger) -> None:
     assert ledger.turn("e-1", 0.001)
     assert ledger.turn("e-1", 60, again=True)
     assert not ledger.turn("e-1", 1)
+
+
+def test_a_guest_is_sent_elsewhere_though_the_host_that_failed_it_never_says_so(ledger: Ledger) -> None:
+    started(ledger, "beta")
+    stepped(ledger)
+    (first,) = [each for each in ledger.open() if not each.ended]
+    assert first.epoch is not None
+    made = first.migration, first.guest, first.epoch
+    ends = ((side, first.side(side).host, first.side(side.peer).host) for side in Side)
+    source, destination = (Job(*made, side, "n", host, peer, GIB, {}, {}) for side, host, peer in ends)
+    for job in (source, destination):
+        ledger.claim(job.ticket)
+    ledger.finish(source.ticket, Status(outcome="failed", reason="peer-lost", message="it is gone"))
+    record = ledger.find(first.migration)
+    assert record is not None
+    assert (record.ended, record.settled) == (True, False)
+    stepped(ledger)
+    (second,) = [each for each in ledger.open() if not each.ended]
+    assert second.destination.host != first.destination.host
