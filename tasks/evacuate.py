@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 
-from config.errors import DrovewayError, RefusedError
-from tasks.admission import judge
+from config.errors import RefusedError, RequestError
 from tasks.bell import Bell
 from tasks.inventory.live import cluster
 from tasks.jobs import JobRecord, attempts_of
@@ -21,7 +19,7 @@ from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import MigrateRequest
 from tasks.planning.evacuating import Evacuation, Step, step
 from tasks.records import Fleet
-from tasks.requests import admit
+from tasks.requests import admit, submit
 
 log = logging.getLogger("droveway.evacuate")
 
@@ -119,10 +117,6 @@ def _submit(ledger: Ledger, found: Step, fleet: Fleet, job: str) -> None:
             migration=ask.migration, guest=ask.move.guest, source=ask.move.source, destination=ask.move.destination
         )
         try:
-            submission = judge(request, fleet)
-        except DrovewayError as refusal:
+            submit(ledger, request, fleet, job)
+        except (RequestError, RefusedError) as refusal:
             log.info("%s: %s: %s", job, ask.move.guest, refusal)
-            continue
-        answer, detail = ledger.submit(replace(submission, job=job))
-        if answer not in (Answer.OK, Answer.EXISTS):
-            log.info("%s: %s: %s %s", job, ask.move.guest, answer, detail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tasks.planning.evacuating import ENDED, Attempt, Evacuation, Fate, Standing, State
@@ -106,4 +106,4 @@ def attempts_of(records: Iterable[MigrationRecord]) -> list[Attempt]:
 
 
 def _standing(said: Mapping[str, Any]) -> Standing:
-    return replace(Standing(Fate(said["fate"]), "", ""), **{key: said[key] for key in ("reason", "host", "attempts")})
+    return Standing(Fate(said["fate"]), said["reason"], said["host"], said["attempts"])

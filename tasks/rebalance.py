@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from config.errors import RefusedError
 from tasks.bell import Bell
-from tasks.inventory.live import cluster
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MigrateRequest, new_migration_id
 from tasks.planning.rebalancing import Policy, RebalancePlan, plan_rebalance
@@ -28,9 +27,8 @@ class Asked:
 
 def planned(ledger: Ledger, policy: Policy) -> RebalancePlan:
     """The moves that would even the fleet out, as it is now. Raises UnreachableError."""
-    under_way, fleet = ledger.open(), ledger.fleet()
-    now = ledger.now()
-    return plan_rebalance(cluster(fleet, under_way, now), policy, now)
+    found = ledger.cluster()
+    return plan_rebalance(found, policy, found.taken)
 
 
 def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan) -> Asked:
@@ -44,13 +42,13 @@ def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan) -> Asked:
             " --watch`).",
             "evacuating",
         )
-    migrations, refused = [], []
+    migrations, refused, fleet = [], [], ledger.fleet()
     for move in plan.moves:
         request = MigrateRequest(
             migration=new_migration_id(), guest=move.guest, source=move.source, destination=move.destination
         )
         try:
-            migrations.append((move.guest, submit(ledger, request)))
+            migrations.append((move.guest, submit(ledger, request, fleet)))
         except RefusedError as refusal:
             refused.append((move.guest, str(refusal)))
     admit(ledger, bell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import monotonic, sleep
 
 from config.errors import RefusedError, RequestError, UnreachableError
@@ -10,22 +11,23 @@ from tasks.admission import busy, judge
 from tasks.bell import Bell
 from tasks.ledger.ledger import Answer, Ledger, Waiter
 from tasks.messages import MigrateRequest
-from tasks.records import MigrationRecord
+from tasks.records import Fleet, MigrationRecord
 from workers.pairing.contract import Side
 
 #: Seconds for which a watcher rides out a Redis that is away: as long as a restart takes.
 PATIENCE = 60.0
 
 
-def submit(ledger: Ledger, request: MigrateRequest) -> str:
+def submit(ledger: Ledger, request: MigrateRequest, fleet: Fleet | None = None, job: str = "") -> str:
     """Write a new migration down, `queued`; its id. Submitting the same request again is the same migration.
 
-    Raises RequestError, RefusedError, UnreachableError. Follow with `admit`.
+    `fleet`: as it was read already, when much is asked for at once. `job`: the evacuation that asks. Raises
+    RequestError, RefusedError, UnreachableError. Follow with `admit`.
     """
     if ledger.find(request.migration) is not None:
         return _known(ledger, request)
-    submission = judge(request, ledger.fleet())
-    answer, detail = ledger.submit(submission)
+    submission = judge(request, ledger.fleet() if fleet is None else fleet)
+    answer, detail = ledger.submit(replace(submission, job=job))
     match answer:
         case Answer.UNKNOWN:
             raise RefusedError(
@@ -37,6 +39,8 @@ def submit(ledger: Ledger, request: MigrateRequest) -> str:
             raise RefusedError(f"{request.guest} has just moved to {detail}; submit again.", "guest-moved")
         case Answer.OTHER:
             raise _other(request)
+        case Answer.ENDED:
+            raise RefusedError(f"{job} has ended or was cancelled; it asks for nothing more.", "ended")
     return request.migration
 
 

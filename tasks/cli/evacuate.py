@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 import click
 
-from config.errors import RefusedError
-from config.names import check_name, nearest
+from config.names import check_name
 from tasks.cli.evacuating import conclude, follow
 from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
 from tasks.cli.output import progress_console, show
-from tasks.cli.pinning import DURATION, check_reason
+from tasks.cli.pinning import DURATION, check_known, check_reason
 from tasks.cli.rendering.plans import plan_json, plan_table
 from tasks.evacuate import begin, snapshot, take_step
-from tasks.inventory.live import cluster
 from tasks.jobs import new_job_id
-from tasks.ledger.ledger import Ledger
 from tasks.planning.evacuating import Evacuation
-from tasks.planning.evacuation import Plan, plan_evacuation
+from tasks.planning.evacuation import plan_evacuation
 
 
 @click.command(cls=SettingsCommand)
@@ -56,14 +52,16 @@ def command(
     reason = check_reason(message)
     invocation = invocation_of(context)
     with invocation.ledger() as ledger:
+        known = ledger.fleet().hosts
+        for name in sorted(names):
+            check_known("host", name, known)
         if plan_only:
-            plan = _planned(ledger, names)
+            plan = plan_evacuation(ledger.cluster(), names)
             click.echo(json.dumps(plan_json(plan))) if as_json else show(plan_table(plan))
             return
         until = None if deadline is None else ledger.now() + deadline
         job = Evacuation(new_job_id(), names, most_at_once=max_parallel or 0, deadline=until)
         bell = bell_for(invocation.settings)
-        _known(names, ledger.fleet().hosts)
         begin(ledger, job, reason)
         take_step(ledger, bell, job.job)
         record = follow(ledger, bell, job.job, progress_console(as_json)) if wait else snapshot(ledger, job.job)
@@ -74,19 +72,3 @@ def command(
     else:
         click.echo(record.job)
         click.echo(f"{', '.join(sorted(names))} is emptied; follow it: droveway show {record.job} --watch", err=True)
-
-
-def _planned(ledger: Ledger, names: frozenset[str]) -> Plan:
-    fleet = ledger.fleet()
-    _known(names, fleet.hosts)
-    return plan_evacuation(cluster(fleet, ledger.open(), ledger.now()), names)
-
-
-def _known(names: Iterable[str], hosts: Iterable[str]) -> None:
-    known = sorted(hosts)
-    for name in sorted(names):
-        if name not in known:
-            raise RefusedError(
-                f"No worker speaks for a host {name}{nearest(name, known)} (`droveway hosts` shows what there is).",
-                "unknown-host",
-            )

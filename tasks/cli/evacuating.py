@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from config.errors import CancelledError, MigrationFailedError, UnreachableError
 from tasks.bell import Bell
 from tasks.cli.endings import EndedError
+from tasks.cli.following import going_on
 from tasks.cli.output import show
 from tasks.cli.rendering.plans import job_table
 from tasks.evacuate import snapshot, take_step
@@ -31,7 +31,7 @@ def follow(ledger: Ledger, bell: Bell, job: str, console: Console | None) -> Job
 
     Whoever follows takes steps as well: the job goes on though every worker were slow to.
     """
-    with _going_on(job):
+    with going_on(job, "show"):
         records = _looks(ledger, bell, job)
         if console is not None and console.is_terminal:
             return _with_bar(records, console)
@@ -88,16 +88,3 @@ def _in_lines(records: Iterator[JobRecord], console: Console | None) -> JobRecor
                 console.print(f"{name} {each.fate}{why}", soft_wrap=True, markup=False, highlight=False)
         before = dict(record.guests)
     return record
-
-
-@contextmanager
-def _going_on(job: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(
-            f"\n{job} goes on. Follow it: droveway show {job} --watch\n"
-            f"{' ' * len(job)}    End it:    droveway cancel {job}",
-            err=True,
-        )
-        raise

@@ -148,14 +148,14 @@ def ending(record: MigrationRecord) -> EndedError | None:
 
 
 @contextmanager
-def going_on(migration: str) -> Iterator[None]:
-    """On Ctrl-C say that the move goes on, and how to follow and how to end it."""
+def going_on(what: str, followed_by: str = "status") -> Iterator[None]:
+    """On Ctrl-C say that it goes on, the command that follows it, and how to end it."""
     try:
         yield
     except KeyboardInterrupt:
         click.echo(
-            f"\n{migration} goes on. Follow it: droveway status {migration} --watch\n"
-            f"{' ' * len(migration)}    End it:    droveway cancel {migration}",
+            f"\n{what} goes on. Follow it: droveway {followed_by} {what} --watch\n"
+            f"{' ' * len(what)}    End it:    droveway cancel {what}",
             err=True,
         )
         raise

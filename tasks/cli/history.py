@@ -6,18 +6,16 @@ import json
 
 import click
 
-from tasks.cli.invocation import SettingsCommand, invocation_of, json_option
+from tasks.cli.invocation import SettingsCommand, count_option, invocation_of, json_option
 from tasks.cli.output import show
 from tasks.cli.rendering.plans import jobs_table
 
-_LATEST = 20
-
 
 @click.command(cls=SettingsCommand)
-@click.option("--all", "everything", is_flag=True, help=f"All that are remembered, not only the latest {_LATEST}.")
+@count_option
 @json_option
 @click.pass_context
-def command(context: click.Context, everything: bool, as_json: bool) -> None:
+def command(context: click.Context, count: int, as_json: bool) -> None:
     """List evacuations, the latest first, with what they came to; single moves: `droveway list`.
 
     \b
@@ -26,7 +24,7 @@ def command(context: click.Context, everything: bool, as_json: bool) -> None:
       droveway history --all --json | jq '.jobs[] | select(.state == "partial") | .reason'
     """
     with invocation_of(context).ledger() as ledger:
-        jobs = ledger.jobs(10_000 if everything else _LATEST)
+        jobs = ledger.jobs(count)
     if as_json:
         click.echo(json.dumps({"jobs": [job.to_json() for job in jobs]}))
     elif jobs:

@@ -11,7 +11,7 @@ import click
 
 from config.errors import RequestError
 from tasks.cli.invocation import Invocation, SettingsCommand, invocation_of, json_option
-from tasks.inventory import file, live, simulated
+from tasks.inventory import file, simulated
 from tasks.planning.cluster import Cluster
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -49,7 +49,7 @@ def cluster_of(invocation: Invocation, path: Path | None, line: str | None) -> C
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"{path} cannot be read ({error})") from None
     with invocation.ledger() as ledger:
-        return live.cluster(ledger.fleet(), ledger.open(), ledger.now())
+        return ledger.cluster()
 
 
 def _document(cluster: Cluster) -> dict[str, Any]:

@@ -123,6 +123,21 @@ def invocation_of(context: click.Context) -> Invocation:
     return context.find_root().ensure_object(Invocation)
 
 
+#: Lines of a list, unless all are asked for; all of a month's on a busy fleet, more is a job for a store of its own.
+_LATEST, _ALL = 20, 100_000
+
+
+def count_option(command: Command) -> Command:
+    """--all, as `count`: so many of the latest are wanted."""
+
+    def count(context: click.Context, option: click.Parameter, everything: bool) -> int:
+        del context, option
+        return _ALL if everything else _LATEST
+
+    about = f"All that are remembered, not only the latest {_LATEST}."
+    return click.option("--all", "count", is_flag=True, callback=count, help=about)(command)
+
+
 def json_option(command: Command) -> Command:
     """--json, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")(command)

@@ -6,21 +6,17 @@ import json
 
 import click
 
-from tasks.cli.invocation import SettingsCommand, invocation_of, json_option
+from tasks.cli.invocation import SettingsCommand, count_option, invocation_of, json_option
 from tasks.cli.output import show
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.tables import migrations
 
-_LATEST = 20
-#: All of a month's on a busy fleet; more than that is a job for the history's own store.
-_ALL = 100_000
-
 
 @click.command(cls=SettingsCommand)
-@click.option("--all", "everything", is_flag=True, help=f"All that are remembered, not only the latest {_LATEST}.")
+@count_option
 @json_option
 @click.pass_context
-def command(context: click.Context, everything: bool, as_json: bool) -> None:
+def command(context: click.Context, count: int, as_json: bool) -> None:
     """List migrations, the latest first, ended ones included.
 
     \b
@@ -29,7 +25,7 @@ def command(context: click.Context, everything: bool, as_json: bool) -> None:
       droveway list --all --json | jq '.migrations[] | select(.state == "failed") | .message'
     """
     with invocation_of(context).ledger() as ledger:
-        moves = [Facts.of(record) for record in ledger.history(_ALL if everything else _LATEST)]
+        moves = [Facts.of(record) for record in ledger.history(count)]
     if as_json:
         click.echo(json.dumps({"migrations": [facts.to_json() for facts in moves]}))
     elif moves:

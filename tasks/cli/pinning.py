@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -51,7 +52,14 @@ def kept_and_name(kept: str, name: str) -> tuple[Kept, str]:
 def _known(ledger: Ledger, kept: Kept, name: str) -> None:
     """A mistyped name would keep nothing where it is, and nobody would know."""
     fleet = ledger.fleet()
-    kind, known = ("guest", list(fleet.guests)) if kept is Kept.GUEST else ("host", list(fleet.hosts))
+    if kept is Kept.GUEST:
+        check_known("guest", name, fleet.guests)
+    else:
+        check_known("host", name, fleet.hosts)
+
+
+def check_known(kind: str, name: str, known: Collection[str]) -> None:
+    """Raises RefusedError (`unknown-host`, `unknown-guest`) unless `name` is among those that the fleet knows."""
     if name not in known:
         raise RefusedError(
             f"No {kind} {name} is known{nearest(name, known)} (`droveway hosts` shows hosts, `droveway guest list` on a"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
+from rich.console import RenderableType
 
 from config.errors import RequestError
 from tasks.cli.evacuating import conclude, follow
@@ -13,6 +15,8 @@ from tasks.cli.output import progress_console, show
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.plans import job_table
 from tasks.cli.rendering.tables import full
+from tasks.jobs import JobRecord
+from tasks.records import MigrationRecord
 from tasks.requests import snapshot
 
 
@@ -32,13 +36,22 @@ def command(context: click.Context, what: str, watch: bool, as_json: bool) -> No
     invocation = invocation_of(context)
     with invocation.ledger() as ledger:
         job = ledger.find_job(what)
-        if job and watch:
+        if watch and job is None:
+            raise RequestError(f"{what} is no job; `droveway status {what} --watch` follows a migration")
+        if watch:
             conclude(follow(ledger, bell_for(invocation.settings), what, progress_console(as_json)), as_json=as_json)
             return
-        if watch:
-            raise RequestError(f"{what} is no job; `droveway status {what} --watch` follows a migration")
-        facts = None if job else Facts.of(snapshot(ledger, what))
+        document, shown = _job(job) if job else _migration(snapshot(ledger, what))
     if as_json:
-        click.echo(json.dumps(job.to_json() if job else facts.to_json() if facts else None))
+        click.echo(json.dumps(document))
     else:
-        show(job_table(job) if job else full(facts) if facts else "")
+        show(shown)
+
+
+def _job(record: JobRecord) -> tuple[dict[str, Any], RenderableType]:
+    return record.to_json(), job_table(record)
+
+
+def _migration(record: MigrationRecord) -> tuple[dict[str, Any], RenderableType]:
+    facts = Facts.of(record)
+    return facts.to_json(), full(facts)

@@ -18,7 +18,9 @@ from typing import Any, cast
 from config.errors import RefusedError
 from config.redis import coordination_client, reaching_redis
 from config.settings import Settings
+from tasks.inventory import live
 from tasks.jobs import JobRecord, read_job, request_of
+from tasks.planning.cluster import Cluster
 from tasks.planning.evacuating import Evacuation, Step
 from tasks.records import (
     Fields,
@@ -239,12 +241,7 @@ class Ledger:
 
     def find_job(self, job: str) -> JobRecord | None:
         """One evacuation; None when there is none (never was, or past its retention)."""
-        with self._pipeline() as pipe:
-            pipe.hgetall(self._keys.job(job))
-            pipe.hgetall(self._keys.job_guests(job))
-            pipe.hkeys(self._keys.job_moves(job))
-            fields, guests, moves = pipe.execute()
-        return read_job(job, fields, guests, [move.decode() for move in moves]) if fields else None
+        return next(iter(self._jobs([job])), None)
 
     def moves_of(self, job: JobRecord) -> list[MigrationRecord]:
         """Every migration that it asked for and that is remembered."""
@@ -258,7 +255,21 @@ class Ledger:
         """The latest evacuations, newest first."""
         with reaching_redis(self._settings):
             names = cast("list[bytes]", self._client.zrevrange(self._keys.jobs(), 0, count - 1))
-        return [found for name in names if (found := self.find_job(name.decode())) is not None]
+        return self._jobs([name.decode() for name in names])
+
+    def _jobs(self, names: Sequence[str]) -> list[JobRecord]:
+        with self._pipeline() as pipe:
+            for job in names:
+                pipe.hgetall(self._keys.job(job))
+                pipe.hgetall(self._keys.job_guests(job))
+                pipe.hkeys(self._keys.job_moves(job))
+            answers = iter(pipe.execute())
+        found = ((job, next(answers), next(answers), next(answers)) for job in names)
+        return [
+            read_job(job, fields, guests, [move.decode() for move in moves])
+            for job, fields, guests, moves in found
+            if fields
+        ]
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -314,6 +325,11 @@ class Ledger:
         pins = [read_pin(subject.decode(), said) for subject, said in next(answers).items()]
         standing = [pin for pin in pins if pin.expires is None or pin.expires > now]
         return Fleet(read, there, {(pin.kept, pin.name): pin for pin in standing})
+
+    def cluster(self) -> Cluster:
+        """The fleet as plans see it. What is under way is read first: a move that ends meanwhile still counts."""
+        under_way, fleet = self.open(), self.fleet()
+        return live.cluster(fleet, under_way, self.now())
 
     def _members(self, key: str) -> list[str]:
         with reaching_redis(self._settings):
