@@ -200,6 +200,9 @@ class HostSettings(_Concern):
     #: (KubeVirt's operator went from 2 to 1 for that); the ways are apart because links carry both at full rate.
     outbound_slots: Annotated[int, Field(ge=1, le=64)] = 1
     inbound_slots: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Migrations, each way, that may prepare while as many as there are slots send: pair, and start the twin. The next
+    #: one can then send at once when the link falls idle; their memory is promised meanwhile.
+    prepared_ahead: Annotated[int, Field(ge=0, le=64)] = 1
     #: Where /metrics listens, when it is not `address`.
     metrics_address: IPvAnyAddress | None = None
     #: One port a role, because each role is a process of its own; 0 switches the page off.

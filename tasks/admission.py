@@ -11,7 +11,7 @@ from config.capabilities import read_options
 from config.errors import RefusedError
 from config.names import nearest
 from tasks.messages import MigrateRequest
-from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Submission
+from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Priority, Submission
 from workers.pairing.agreement import HARMLESS
 from workers.pairing.contract import Side
 
@@ -50,6 +50,7 @@ def judge(request: MigrateRequest, fleet: Fleet) -> Submission:
         asked,
         parameters.to_json(),
         request.expires,
+        priority=Priority[request.priority.upper()],
     )
 
 

@@ -24,6 +24,7 @@ from tasks.messages import Message
 from tasks.migrate import Tasks
 from tasks.queues import served_by
 from tasks.records import LocalGuest
+from tasks.requests import admit
 from tasks.supervise import Supervisor
 from workers.attempt import MOVER, Attempt, Status
 from workers.dirty.choose import TRACKERS
@@ -101,7 +102,15 @@ def host_service(
 
     lease = settings.worker.lease
     supervisor = Supervisor(
-        ledger, settle_one, metrics, settings.environment(), settings.worker.poll_interval, lease, command=mover
+        ledger,
+        settle_one,
+        metrics,
+        settings.environment(),
+        settings.worker.poll_interval,
+        lease,
+        # A slot fell free: whoever waits for it is not left to the next heartbeat.
+        finished=partial(admit, ledger, bell),
+        command=mover,
     )
     return HostService(
         host=settings.host.name,
@@ -136,6 +145,7 @@ def offered(settings: Settings) -> Offered:
         uplink=host.uplink or "",
         uplink_bandwidth=host.uplink_bandwidth if host.uplink else 0,
         labels=host.labels,
+        ahead=host.prepared_ahead,
     )
 
 

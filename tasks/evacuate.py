@@ -18,7 +18,7 @@ from tasks.jobs import JobRecord, attempts_of
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import MigrateRequest
 from tasks.planning.evacuating import Evacuation, Step, step
-from tasks.records import Fleet
+from tasks.records import Fleet, Priority
 from tasks.requests import admit, submit
 
 log = logging.getLogger("droveway.evacuate")
@@ -117,6 +117,6 @@ def _submit(ledger: Ledger, found: Step, fleet: Fleet, job: str) -> None:
             migration=ask.migration, guest=ask.move.guest, source=ask.move.source, destination=ask.move.destination
         )
         try:
-            submit(ledger, request, fleet, job)
+            submit(ledger, request, fleet, job, Priority.EVACUATION)
         except (RequestError, RefusedError) as refusal:
             log.info("%s: %s: %s", job, ask.move.guest, refusal)

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config.errors import DrovewayError, HostError, MessageError
@@ -32,6 +32,9 @@ from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
 
 log = logging.getLogger("droveway.host")
+
+#: Seconds in which one look for what can be admitted is enough: every heartbeat asks for one, and a fleet has many.
+_LOOKED = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Offered:
     uplink: str = ""
     uplink_bandwidth: int = 0
     labels: Sequence[str] = ()
+    #: Migrations that may prepare while as many as there are slots send.
+    ahead: int = 0
 
     def fields(self) -> dict[str, str]:
         """As the hash of tasks/ledger/prelude.lua."""
@@ -68,6 +73,7 @@ class Offered:
             "uplink": self.uplink,
             "uplink_bandwidth": str(self.uplink_bandwidth),
             "labels": json.dumps(list(self.labels)),
+            "ahead": str(self.ahead),
             **{f"slots:{side}": str(self.slots[side]) for side in Side},
         }
 
@@ -162,7 +168,9 @@ class HostService:
     def beat(self) -> None:
         """Say once what there is. Raises UnreachableError."""
         attempts = [attempt for attempt in Attempt.all(self.state_dir) if attempt.started()]
-        jobs = [attempt.job() for attempt in attempts if _side_of(attempt) is not None]
+        jobs = [
+            replace(attempt.job(), granted=attempt.granted()) for attempt in attempts if _side_of(attempt) is not None
+        ]
         guests = self.owned_guests()
         disputed = set(self.ledger.heartbeat(self.host, self.side, self.offered.fields(), jobs, guests))
         # Once is the time between a handover and its record; an operator need only know of what stays so.
@@ -170,7 +178,7 @@ class HostService:
             log.error("guest %s is here by this host's journal, the record has it elsewhere", guest)
         self._disputed = disputed
         self.ledger.retell(self.host, self.journal_facts())
-        admit(self.ledger, self.bell)
+        admit(self.ledger, self.bell, _LOOKED)
 
     def look_over(self) -> None:
         """One pass over the fleet, and over this host's own attempts. Raises UnreachableError."""
@@ -233,6 +241,7 @@ def _job(record: MigrationRecord, side: Side, host: str, nonce: str) -> Job:
         memory=record.memory,
         capabilities=record.capabilities,
         parameters=record.parameters,
+        granted=record.granted is not None,
     )
 
 

@@ -95,6 +95,8 @@ class MigrateRequest(Message):
     source: Host | None = None
     capabilities: dict[str, Any] | list[Any] | None = None
     parameters: dict[str, Any] | list[Any] | None = None
+    #: `background`: whatever else wants the same slots goes first.
+    priority: Literal["user", "background"] = "user"
 
 
 class Doorbell(Message):

@@ -14,6 +14,7 @@ from tasks.bell import Bell
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MigrateRequest, new_migration_id
 from tasks.planning.rebalancing import Policy, RebalancePlan, plan_rebalance
+from tasks.records import Priority
 from tasks.requests import admit, submit
 
 
@@ -48,7 +49,7 @@ def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan) -> Asked:
             migration=new_migration_id(), guest=move.guest, source=move.source, destination=move.destination
         )
         try:
-            migrations.append((move.guest, submit(ledger, request, fleet)))
+            migrations.append((move.guest, submit(ledger, request, fleet, priority=Priority.REBALANCE)))
         except RefusedError as refusal:
             refused.append((move.guest, str(refusal)))
     admit(ledger, bell)

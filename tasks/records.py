@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from tasks.planning.cluster import BANDWIDTH
@@ -15,6 +15,18 @@ from workers.pairing.contract import Side
 Fields = Mapping[bytes, bytes]
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
+
+
+class Priority(IntEnum):
+    """Who goes first where two want one slot: what somebody waits for before what nobody does."""
+
+    BACKGROUND = 0
+    #: A policy's tick asks for it, and asks again.
+    SCHEDULED = 10
+    REBALANCE = 20
+    USER = 30
+    #: A host is about to be taken down.
+    EVACUATION = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +62,14 @@ class MigrationRecord:
     created: float
     epoch: int | None = None
     admitted: float | None = None
+    priority: int = Priority.USER
+    #: When it was let onto the links, and what it was given of them, in bytes/s; until then it only prepares.
+    granted: float | None = None
+    rate: int | None = None
     #: When its doorbells were rung last.
     rung: float | None = None
     finished: float | None = None
-    #: Why it is still queued.
+    #: Why it is still queued, or prepared and not sending.
     waiting: str | None = None
     cancelling: bool = False
     #: Redis had lost it and a host wrote it back: a side that is missing may have ended before.
@@ -89,6 +105,9 @@ class MigrationRecord:
             "parameters": dict(self.parameters),
             "created": self.created,
             "admitted": self.admitted,
+            "granted": self.granted,
+            "rate_bytes_per_second": self.rate,
+            "priority": self.priority,
             "finished": self.finished,
             "queue_wait_seconds": None if self.admitted is None else self.admitted - self.created,
             "waiting": self.waiting,
@@ -113,8 +132,11 @@ class HostRecord:
     capabilities: frozenset[str]
     transports: tuple[str, ...]
     trackers: tuple[str, ...]
+    #: Migrations that may send (receive) at once, and that do; and that are admitted, those that prepare and those that
+    #: let go of memory included.
     slots: Mapping[Side, int]
     busy: Mapping[Side, int]
+    admitted: Mapping[Side, int]
     #: Roles whose worker is alive.
     alive: frozenset[Side]
     #: Cores that guests may keep busy, 0: not said; bytes/s of its link, and of the shared one behind it ("": none).
@@ -123,6 +145,8 @@ class HostRecord:
     uplink: str = ""
     uplink_bandwidth: int = 0
     labels: frozenset[str] = frozenset()
+    #: Migrations that may prepare while as many as there are slots send.
+    ahead: int = 0
 
     @property
     def free(self) -> int:
@@ -141,13 +165,17 @@ class HostRecord:
             "capabilities": sorted(self.capabilities),
             "transports": list(self.transports),
             "trackers": list(self.trackers),
-            "slots": {str(side): {"limit": self.slots[side], "taken": self.busy[side]} for side in Side},
+            "slots": {str(side): self._slots_json(side) for side in Side},
+            "prepared_ahead": self.ahead,
             "workers": sorted(self.alive),
             "cpus": self.cpus,
             "bandwidth_bytes_per_second": self.bandwidth,
             "uplink": self.uplink or None,
             "labels": sorted(self.labels),
         }
+
+    def _slots_json(self, side: Side) -> dict[str, int]:
+        return {"limit": self.slots[side], "taken": self.busy[side], "admitted": self.admitted[side]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +267,7 @@ class Submission:
     expires: float | None = None
     #: The evacuation that asks; "": none.
     job: str = ""
+    priority: Priority = Priority.USER
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +302,9 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         created=int(fields[b"created"]) / 1000,
         epoch=int(fields[b"epoch"]) if b"epoch" in fields else None,
         admitted=_moment(fields, "admitted"),
+        priority=int(fields.get(b"priority") or Priority.USER),
+        granted=_moment(fields, "granted"),
+        rate=int(fields[b"rate"]) if b"rate" in fields else None,
         rung=_moment(fields, "rung"),
         finished=_moment(fields, "finished"),
         waiting=_text(fields, "waiting") or None,
@@ -296,7 +328,13 @@ def _read_side(side: Side, fields: Fields) -> SideRecord:
 
 
 def read_host(
-    host: str, fields: Fields, now: float, resident: int, reserved: int, busy: Mapping[Side, int]
+    host: str,
+    fields: Fields,
+    now: float,
+    resident: int,
+    reserved: int,
+    busy: Mapping[Side, int],
+    admitted: Mapping[Side, int],
 ) -> HostRecord:
     """The host in a hash as tasks/host.py offers it."""
     memlock = _text(fields, "memlock")
@@ -313,6 +351,8 @@ def read_host(
         trackers=tuple(json.loads(fields[b"trackers"])),
         slots={side: int(fields[f"slots:{side}".encode()]) for side in Side},
         busy=busy,
+        admitted=admitted,
+        ahead=int(fields.get(b"ahead", 0)),
         alive=frozenset(side for side in Side if (_moment(fields, f"lease:{side}") or 0) >= now),
         cpus=float(fields.get(b"cpus", 0)),
         bandwidth=int(fields.get(b"bandwidth", BANDWIDTH)),

@@ -11,23 +11,30 @@ from tasks.admission import busy, judge
 from tasks.bell import Bell
 from tasks.ledger.ledger import Answer, Ledger, Waiter
 from tasks.messages import MigrateRequest
-from tasks.records import Fleet, MigrationRecord
+from tasks.records import Fleet, MigrationRecord, Priority
 from workers.pairing.contract import Side
 
 #: Seconds for which a watcher rides out a Redis that is away: as long as a restart takes.
 PATIENCE = 60.0
 
 
-def submit(ledger: Ledger, request: MigrateRequest, fleet: Fleet | None = None, job: str = "") -> str:
+def submit(
+    ledger: Ledger,
+    request: MigrateRequest,
+    fleet: Fleet | None = None,
+    job: str = "",
+    priority: Priority | None = None,
+) -> str:
     """Write a new migration down, `queued`; its id. Submitting the same request again is the same migration.
 
-    `fleet`: as it was read already, when much is asked for at once. `job`: the evacuation that asks. Raises
-    RequestError, RefusedError, UnreachableError. Follow with `admit`.
+    `fleet`: as it was read already, when much is asked for at once. `job`: the evacuation that asks. `priority`: other
+    than what the request says itself. Raises RequestError, RefusedError, UnreachableError. Follow with `admit`.
     """
     if ledger.find(request.migration) is not None:
         return _known(ledger, request)
     submission = judge(request, ledger.fleet() if fleet is None else fleet)
-    answer, detail = ledger.submit(replace(submission, job=job))
+    asks = submission.priority if priority is None else priority
+    answer, detail = ledger.submit(replace(submission, job=job, priority=asks))
     match answer:
         case Answer.UNKNOWN:
             raise RefusedError(
@@ -44,9 +51,12 @@ def submit(ledger: Ledger, request: MigrateRequest, fleet: Fleet | None = None, 
     return request.migration
 
 
-def admit(ledger: Ledger, bell: Bell) -> list[str]:
-    """Admit whatever can be and ring for it; the migrations admitted. A ring that is lost is repeated by reconcile."""
-    admitted = ledger.admit()
+def admit(ledger: Ledger, bell: Bell, unless_looked: float = 0.0) -> list[str]:
+    """Admit whatever can be and ring for it; the migrations admitted. A ring that is lost is repeated by reconcile.
+
+    `unless_looked`: leave it when somebody has done so within so many seconds.
+    """
+    admitted = ledger.admit(unless_looked)
     for migration in admitted:
         record = ledger.find(migration)
         if record is not None:

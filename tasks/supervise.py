@@ -22,6 +22,9 @@ from workers.pairing.contract import Side
 
 log = logging.getLogger("droveway.supervise")
 
+#: Seconds between two looks of a source that is prepared, and waits to be let onto the links: they are idle meanwhile.
+_LOOK_FOR_LINKS = 0.2
+
 #: Finishes what a mover that died left behind, from this host's journal; the status that says how it ended, or
 #: `unresolved`. Raises DrovewayError: then it is tried again later.
 Settle = Callable[[Attempt], Status]
@@ -46,7 +49,7 @@ class Supervisor:
     environment: Mapping[str, str]
     poll: float
     lease: float
-    finished: Callable[[], None] = lambda: None
+    finished: Callable[[], object] = lambda: None
     command: Sequence[str] = MOVER
     clock: Callable[[], float] = time.monotonic
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -124,8 +127,12 @@ class Supervisor:
     def _follow(self, attempt: Attempt, job: Job) -> None:
         """Until the mover ended, or this worker stops."""
         told = _Told()
-        while not attempt.wait(self.poll) and not self._stopping.is_set():
+        while not attempt.wait(self._pause(attempt, job)) and not self._stopping.is_set():
             self._carry(attempt, job, told)
+
+    def _pause(self, attempt: Attempt, job: Job) -> float:
+        waits = job.side is Side.SOURCE and not attempt.granted()
+        return min(self.poll, _LOOK_FOR_LINKS) if waits else self.poll
 
     def _carry(self, attempt: Attempt, job: Job, told: _Told) -> None:
         """One look: progress and lease to the record, the wish to cancel to the mover. Redis may be away."""
@@ -138,6 +145,8 @@ class Supervisor:
             return
         if answer in (Answer.OK, Answer.CANCEL):
             told.status = status
+        if answer is Answer.OK and state == "go" and not attempt.granted():
+            attempt.grant()
         if answer is Answer.FENCED and not told.lost:
             told.lost = True
             self.metrics.lease_lost(job.side)

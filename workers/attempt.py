@@ -2,6 +2,7 @@
 
     <state_dir>/movers/<migration>.<epoch>.<side>/
         job.json      what was asked (no secrets); there before the claim, so that a restarted worker knows its nonce
+        go            there once it was let onto the links; until then a source waits, connected, before it sends
         lock          there once the mover was started; flocked by it for as long as it lives: the kernel's own word
         status.json   what the mover says of itself, replaced atomically; `outcome` set means: it is done
         log           its standard error
@@ -54,6 +55,8 @@ class Job:
     memory: int
     capabilities: Mapping[str, Any]
     parameters: Mapping[str, Any]
+    #: Let onto the links already when this was written; later, the file `go` says it.
+    granted: bool = False
 
     @property
     def ticket(self) -> Ticket:
@@ -127,6 +130,8 @@ class Attempt:
         # Renamed into place whole: a crash in between leaves no directory that looks like an attempt and is none.
         fresh = Path(tempfile.mkdtemp(prefix=".fresh-", dir=self.directory.parent))
         _replace(fresh / "job.json", {"version": VERSION, **asdict(job)}, durable=True)
+        if job.granted:
+            Attempt(fresh).grant()
         try:
             fresh.rename(self.directory)
         except OSError as error:
@@ -142,6 +147,15 @@ class Attempt:
             return False
         (self.directory / "lock").touch(0o600)
         return True
+
+    def grant(self) -> None:
+        """It may send."""
+        with suppress(FileNotFoundError):  # removed since: it has ended
+            (self.directory / "go").touch(0o600)
+
+    def granted(self) -> bool:
+        """Whether it may send."""
+        return (self.directory / "go").exists()
 
     def started(self) -> bool:
         """Whether a mover was ever started for it."""

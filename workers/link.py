@@ -6,6 +6,8 @@ opens its transports on the twin's memory, and answers. Then each side judges bo
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from workers.pairing.agreement import Agreement, agree
 from workers.pairing.contract import Side
 from workers.pairing.engine import choose, engines
 from workers.pairing.offer import MAX_REASON, Offer, blocks_of, decode, encode
+from workers.protocol import MessageType
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
 from workers.registration.limits import LockLimits, lock_limits
@@ -30,6 +33,10 @@ from workers.transports.open import Opened, open_endpoints
 
 #: Seconds for the transport to connect once both offers are known.
 CONNECT_TIMEOUT = 20.0
+#: Seconds between two looks of a source whether it may send, and between two words to the destination meanwhile.
+_LOOK, _TOLD_EVERY = 0.02, 10.0
+#: Seconds for which the destination is asked to wait for the next of these words.
+_WAITS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,23 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
     talk.greet(migration.job.ticket, CONNECT_TIMEOUT)
     migration.progress.merge("choices", agreement.to_json())
     return Link(endpoint, talk, agreement, source, destination)
+
+
+def await_links(migration: Migration, talk: Conversation) -> None:
+    """A source that is connected sends nothing before admission has let it onto the links: others use them.
+
+    Its supervisor says so through its directory, so that a Redis that is away only makes it wait, and nothing is lost.
+    """
+    if migration.granted():
+        return
+    told = -math.inf
+    with migration.phase("links", "setup"):
+        while not migration.granted():
+            migration.check()
+            if time.monotonic() - told > _TOLD_EVERY:
+                told = time.monotonic()
+                talk.say(MessageType.GOING_ON, {"seconds": _WAITS})
+            talk.hear_nothing(_LOOK)
 
 
 @contextmanager

@@ -5,6 +5,7 @@
     pairing       offer ──────────── record in Redis ───────► start the incoming twin from the offer
                   ◄───────────────────────────────────────── offer
                   connect, greet                              connect, greet
+    links         wait until admission lets it onto them      wait, the twin started
     active        track; register by policy; bulk round;      register what is asked for, digest what was written
                   dirty rounds until the verdict
     device        pause; last round; device state + digests ► compare, load, READY
@@ -75,6 +76,8 @@ class Migration:
     progress: Progress
     #: Whether SIGTERM came: the supervisor's word for cancel.
     cancelled: Callable[[], bool]
+    #: Whether admission has let it onto the links.
+    granted: Callable[[], bool]
 
     def check(self) -> None:
         """Raise CancelledError when the attempt was cancelled. Called between batches and while waiting."""

@@ -46,16 +46,22 @@ def main(directory: Path) -> int:
     progress = Progress(attempt)
     settings = load_settings()
     with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
-        migration = _migration(job, settings, pairing, progress, cancelled)
+        migration = _migration(attempt, job, settings, pairing, progress, cancelled)
         return _conclude(migration)
 
 
 def _migration(
-    job: Job, settings: Settings, pairing: RedisPairing, progress: Progress, cancelled: threading.Event
+    attempt: Attempt,
+    job: Job,
+    settings: Settings,
+    pairing: RedisPairing,
+    progress: Progress,
+    cancelled: threading.Event,
 ) -> Migration:
     capabilities, parameters = read_options(job.capabilities, job.parameters)
     timeline = Timeline(time.monotonic)
-    return Migration(job, settings, capabilities, parameters, pairing, timeline, progress, cancelled.is_set)
+    ears = cancelled.is_set, attempt.granted
+    return Migration(job, settings, capabilities, parameters, pairing, timeline, progress, *ears)
 
 
 def _conclude(migration: Migration) -> int:

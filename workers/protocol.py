@@ -3,6 +3,7 @@
     source                                       destination
       HELLO ───────────────────────────────────►  is this the attempt that I am paired for?
       ◄─────────────────────────────────── HELLO
+      GOING_ON seconds ────────────────────────►  (now and then, until it is let onto the links) wait so long
       REGISTER_REQUEST ranges ─────────────────►  make them regions; lock them, where that is due
       ◄───────────────── REGISTER_RESULT regions
       ══ one-sided writes ══════════════════════

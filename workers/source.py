@@ -27,7 +27,7 @@ from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
 from workers.handover.states import Event, State
-from workers.link import Link, link_as_source, ram_for, refusals_told
+from workers.link import Link, await_links, link_as_source, ram_for, refusals_told
 from workers.migration import Migration
 from workers.pairing.agreement import pins
 from workers.pairing.contract import Side
@@ -72,6 +72,7 @@ def run(migration: Migration) -> None:
             with ram_for(engine, guest) as ram, link_as_source(migration, guest, ram, not_from_outside) as link:
                 connected()
                 with handover.over(link.talk):
+                    await_links(migration, link.talk)
                     if engine is EngineChoice.QEMU:
                         qemu_engine.move(migration, link, guest, handover)
                     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import click
 
@@ -30,16 +31,25 @@ from tasks.requests import admit, snapshot, submit
     type=click.Choice([word.value for word in EngineChoice]),
     help="Who moves the memory: short for --set engine=NAME.",
 )
+@click.option(
+    "--priority",
+    type=click.Choice(["user", "background"]),
+    default="user",
+    show_default=True,
+    help="background: whatever else wants the same slots goes first.",
+)
 @click.option("--wait/--detach", default=True, help="Follow the move to its end (default), or only submit it.")
 @json_option
 @click.pass_context
 def command(
     context: click.Context,
+    *,
     guest: str,
     destination: str,
     capabilities: tuple[str, ...],
     parameters: tuple[str, ...],
     engine: str | None,
+    priority: Literal["user", "background"],
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -55,7 +65,8 @@ def command(
       id=$(droveway migrate web --to beta --detach --json | jq -r .migration)
     """
     invocation = invocation_of(context)
-    request = request_for(guest, destination, capabilities, (*parameters, *([f"engine={engine}"] if engine else [])))
+    chosen = (*parameters, *([f"engine={engine}"] if engine else []))
+    request = request_for(guest, destination, capabilities, chosen, priority)
     with invocation.ledger() as ledger:
         record = begin(ledger, bell_for(invocation.settings), request)
         if wait:
@@ -65,7 +76,11 @@ def command(
 
 
 def request_for(
-    guest: str, destination: str, capabilities: tuple[str, ...] = (), parameters: tuple[str, ...] = ()
+    guest: str,
+    destination: str,
+    capabilities: tuple[str, ...] = (),
+    parameters: tuple[str, ...] = (),
+    priority: Literal["user", "background"] = "user",
 ) -> MigrateRequest:
     """The request in words, checked. Raises RequestError."""
     asked, chosen = read_options(list(capabilities), list(parameters))
@@ -75,6 +90,7 @@ def request_for(
         destination=check_name("host", destination),
         capabilities=dict(asked.to_json()),
         parameters=dict(chosen.to_json()),
+        priority=priority,
     )
 
 

@@ -1,29 +1,92 @@
--- Admit whatever can be, oldest first: a slot on both hosts and memory at the destination, all or nothing, so that no
--- side ever holds one and waits for the other (A→B and B→A with one slot each would wait for ever). One that cannot go
--- does not hold up those behind it whose hosts are free.
+-- Admit whatever can be, and let onto the links whatever may send.
 --
---   ARGV  retention
+-- Admission takes a slot on both hosts and memory at the destination, all or nothing, so that no side ever holds one and
+-- waits for the other (A→B and B→A with one slot each would wait for ever). A host has as many slots as streams may leave
+-- (enter) it, and `ahead` more: migrations that prepare (pair, start the twin) while others send, so that the link is not
+-- idle between two. Each sends once it is let onto all links on its way: those of both hosts and the shared ones between.
 --
--- → the migrations admitted now
-local admitted = {}
+-- The order is fair: by priority; within one, sources take turns, the one that was served longest ago first, each with its
+-- oldest. What cannot go does not hold up those behind it whose hosts are free. Nothing waits for the rest of a batch.
+--
+--   ARGV  retention, ms ('' : look in any case): leave it when somebody has looked within so long
+--
+-- → {the migrations admitted now}, {those let onto the links now}
+if ARGV[2] ~= '' and not redis.call('SET', prefix .. 'looked', '1', 'NX', 'PX', ARGV[2]) then return { {}, {} } end
+
+local SERVED = prefix .. 'served'
 local any_blocker = redis.call('EXISTS', BLOCKERS) == 1
+local admitted, granted = {}, {}
+-- What hosts offer, read once: host → fields.
+local offers = {}
+
+local function offer(host)
+  if not offers[host] then offers[host] = read(host_key(host)) or {} end
+  return offers[host]
+end
+
+local function slots(host, side) return tonumber(offer(host)['slots:' .. side] or 0) end
+
+-- Bytes/s of one stream of this host, when every slot sends.
+local function share(host, side) return tonumber(offer(host).bandwidth or 1250000000) / math.max(1, slots(host, side)) end
 
 local function unavailable(host, side)
-  local known = redis.call('HMGET', host_key(host), 'lease:' .. side, 'slots:' .. side)
-  if not known[1] or tonumber(known[1]) < now then return 'no ' .. side .. ' worker is alive on ' .. host end
-  if redis.call('SCARD', slots_key(host, side)) >= tonumber(known[2]) then
+  local known = offer(host)
+  if tonumber(known['lease:' .. side] or 0) < now then return 'no ' .. side .. ' worker is alive on ' .. host end
+  if redis.call('SCARD', slots_key(host, side)) >= slots(host, side) + tonumber(known.ahead or 0) then
     return 'every ' .. side .. ' slot of ' .. host .. ' is taken'
   end
 end
 
-local function obstacle(record)
-  local none = unavailable(record.source, 'source') or unavailable(record.destination, 'destination')
-  if none then return none end
+local function no_room(record)
   local host = record.destination
-  local free = tonumber(redis.call('HGET', host_key(host), 'memory')) - total(residents_key(host)) - total(reserved_key(host))
+  local free = tonumber(offer(host).memory) - total(residents_key(host)) - total(reserved_key(host))
   if free < tonumber(record.memory) then
     return host .. ' has ' .. string.format('%.0f', math.max(free, 0)) .. ' bytes free, ' .. record.memory .. ' are needed'
   end
+end
+
+-- The shared links on its way, as link:L:WAY → bytes/s that each carries; none between hosts behind the same one.
+local function shared_links(record)
+  local source, destination = offer(record.source), offer(record.destination)
+  local found = {}
+  if (source.uplink or '') ~= (destination.uplink or '') then
+    for way, ends in pairs({ up = source, down = destination }) do
+      local carries = tonumber(ends.uplink_bandwidth or 0)
+      if (ends.uplink or '') ~= '' and carries > 0 then found['link:' .. ends.uplink .. ':' .. way] = carries end
+    end
+  end
+  return found
+end
+
+-- Why it may not send yet; else nil, its rate in bytes/s, and the shared links that it crosses.
+local function congested(record)
+  for _, side in ipairs(SIDES) do
+    local host = record[side]
+    if redis.call('SCARD', streams_key(host, side)) >= slots(host, side) then
+      return 'every ' .. side .. ' slot of ' .. host .. ' is taken'
+    end
+  end
+  local links = shared_links(record)
+  local rate = math.min(share(record.source, 'source'), share(record.destination, 'destination'))
+  for _, carries in pairs(links) do rate = math.min(rate, carries) end
+  local crossed = {}
+  for link, carries in pairs(links) do
+    if total(prefix .. link) + rate > carries then return 'the shared link ' .. string.match(link, '^link:(.*):%a+$') .. ' is full' end
+    table.insert(crossed, link)
+  end
+  return nil, rate, crossed
+end
+
+local function let_on(migration, record, rate, crossed)
+  for _, side in ipairs(SIDES) do redis.call('SADD', streams_key(record[side], side), migration) end
+  for _, link in ipairs(crossed) do redis.call('HSET', prefix .. link, migration, string.format('%.0f', rate)) end
+  redis.call('HSET', record_key(migration), 'granted', now, 'rate', string.format('%.0f', rate))
+  if #crossed > 0 then redis.call('HSET', record_key(migration), 'crosses', cjson.encode(crossed)) end
+  redis.call('HDEL', record_key(migration), 'waiting')
+  redis.call('ZREM', PREPARED, migration)
+  redis.call('HSET', SERVED, record.source, redis.call('HINCRBY', SERVED, '', 1))
+  event(migration, 'granted')
+  table.insert(granted, migration)
 end
 
 -- Why it will not be moved at all, as an operator has said since it was asked for: rule, sentence.
@@ -37,34 +100,112 @@ local function kept(record)
   if said then return 'cordoned', record.destination .. ' takes no guests: ' .. said.reason .. '.' end
 end
 
-for _, migration in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
-  local record = read(record_key(migration))
-  local guest = record and read(guest_key(record.guest))
-  if not record then
-    redis.call('ZREM', WAITING, migration)
-  elseif record.expires ~= '' and tonumber(record.expires) < now then
+local function explain(migration, record, reason)
+  if reason == record.waiting then return end
+  redis.call('HSET', record_key(migration), 'waiting', reason)
+  event(migration, 'waiting')
+end
+
+-- A migration that prepares: whether it was let onto the links.
+local function grant(migration, record)
+  local reason, rate, crossed = congested(record)
+  if reason then
+    explain(migration, record, 'prepared; ' .. reason)
+    return false
+  end
+  let_on(migration, record, rate, crossed)
+  return true
+end
+
+-- One that waits: whether it was admitted.
+local function admit(migration, record)
+  local reason = unavailable(record.source, 'source') or unavailable(record.destination, 'destination') or no_room(record)
+  if reason then
+    explain(migration, record, reason)
+    return false
+  end
+  local epoch = redis.call('HINCRBY', guest_key(record.guest), 'epoch', 1)
+  for _, side in ipairs(SIDES) do redis.call('SADD', slots_key(record[side], side), migration) end
+  redis.call('HSET', reserved_key(record.destination), migration, record.memory)
+  redis.call('HSET', record_key(migration), 'state', 'setup', 'epoch', epoch, 'admitted', now, 'rung', now)
+  redis.call('HDEL', record_key(migration), 'waiting')
+  record.waiting = nil
+  redis.call('ZREM', WAITING, migration)
+  redis.call('ZADD', PREPARED, record.created, migration)
+  event(migration, 'setup')
+  table.insert(admitted, migration)
+  grant(migration, record)
+  return true
+end
+
+-- Whether a record may still wait; one that may not is ended here.
+local function waits(migration, record)
+  local guest = read(guest_key(record.guest))
+  if record.expires ~= '' and tonumber(record.expires) < now then
     finalise(migration, record, 'failed', 'expired', 'It waited until it expired: ' .. (record.waiting or 'never looked at') .. '.')
   elseif not guest or guest.host ~= record.source or guest.active ~= migration then
     finalise(migration, record, 'failed', 'guest-moved', record.guest .. ' is no longer on ' .. record.source .. '; submit again.')
   else
     local rule, why = kept(record)
-    local reason = not rule and obstacle(record)
-    if rule then
-      finalise(migration, record, 'failed', rule, why)
-    elseif not reason then
-      local epoch = redis.call('HINCRBY', guest_key(record.guest), 'epoch', 1)
-      redis.call('SADD', slots_key(record.source, 'source'), migration)
-      redis.call('SADD', slots_key(record.destination, 'destination'), migration)
-      redis.call('HSET', reserved_key(record.destination), migration, record.memory)
-      redis.call('HSET', record_key(migration), 'state', 'setup', 'epoch', epoch, 'admitted', now, 'rung', now)
-      redis.call('HDEL', record_key(migration), 'waiting')
-      redis.call('ZREM', WAITING, migration)
-      event(migration, 'setup')
-      table.insert(admitted, migration)
-    elseif reason ~= record.waiting then
-      redis.call('HSET', record_key(migration), 'waiting', reason)
-      event(migration, 'waiting')
+    if not rule then return true end
+    finalise(migration, record, 'failed', rule, why)
+  end
+  return false
+end
+
+-- Everything that could take something: priority → source → in the order of their age {migration, record, what to try}.
+local queues, priorities = {}, {}
+local function enqueue(migration, record, try)
+  local priority = tonumber(record.priority or 0)
+  if not queues[priority] then
+    queues[priority] = {}
+    table.insert(priorities, priority)
+  end
+  local of_source = queues[priority][record.source] or { next = 1 }
+  queues[priority][record.source] = of_source
+  table.insert(of_source, { migration, record, try })
+end
+
+-- What is prepared goes before what waits: it holds slots and memory already.
+for _, migration in ipairs(redis.call('ZRANGE', PREPARED, 0, -1)) do
+  local record = read(record_key(migration))
+  if not record or ENDED[record.state] or record.granted then
+    redis.call('ZREM', PREPARED, migration)
+  elseif not record.cancel then
+    enqueue(migration, record, grant)
+  end
+end
+for _, migration in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+  local record = read(record_key(migration))
+  if not record then
+    redis.call('ZREM', WAITING, migration)
+  elseif waits(migration, record) then
+    enqueue(migration, record, admit)
+  end
+end
+
+table.sort(priorities, function(a, b) return a > b end)
+for _, priority in ipairs(priorities) do
+  local sources, served = {}, {}
+  for source in pairs(queues[priority]) do
+    table.insert(sources, source)
+    served[source] = tonumber(redis.call('HGET', SERVED, source) or 0)
+  end
+  table.sort(sources, function(a, b) return served[a] < served[b] or (served[a] == served[b] and a < b) end)
+  -- One each and turn; what was refused stays so for this call: nothing is given back meanwhile.
+  local took = true
+  while took do
+    took = false
+    for _, source in ipairs(sources) do
+      local queue = queues[priority][source]
+      local done = false
+      while queue[queue.next] and not done do
+        local migration, record, try = unpack(queue[queue.next])
+        queue.next = queue.next + 1
+        done = try(migration, record)
+      end
+      took = took or done
     end
   end
 end
-return admitted
+return { admitted, granted }

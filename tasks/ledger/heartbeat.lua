@@ -2,7 +2,8 @@
 -- loss of Redis' memory the attempts come first, so that nothing is admitted onto slots and guests that are taken.
 --
 --   ARGV  retention, host, side whose worker speaks, lease (ms), offered: field/value pairs as JSON,
---         attempts: [{migration, guest, epoch, side, nonce, source, destination, memory, capabilities, parameters}],
+--         attempts: [{migration, guest, epoch, side, nonce, source, destination, memory, capabilities, parameters,
+--         granted: '1' when it was let onto the links}],
 --         guests: [{name, bytes, epoch, rules, load?}], '1' when these are all guests of the host
 --
 -- → {guests said to be here, while the record has them elsewhere}
@@ -43,6 +44,15 @@ local function hold(attempt)
       'lease:' .. attempt.side, now + lease)
   end
   redis.call('SADD', slots_key(host, attempt.side), attempt.migration)
+  -- Who was let on goes on, whatever Redis remembers. What it takes of shared links is not known any more: that much may
+  -- be given out once too often, until it ends.
+  if attempt.granted == '1' then
+    redis.call('SADD', streams_key(host, attempt.side), attempt.migration)
+    redis.call('ZREM', PREPARED, attempt.migration)
+    if not record.granted then redis.call('HSET', key, 'granted', now) end
+  elseif not record.granted then
+    redis.call('ZADD', PREPARED, record.created, attempt.migration)
+  end
   if attempt.side == 'destination' then redis.call('HSET', reserved_key(host), attempt.migration, attempt.memory) end
 end
 

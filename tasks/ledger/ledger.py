@@ -93,15 +93,20 @@ class Ledger:
             json.dumps(dict(submission.capabilities)),
             json.dumps(dict(submission.parameters)),
             "" if submission.expires is None else round(submission.expires * 1000),
+            int(submission.priority),
             submission.job,
         ]
         if refusal is not None:
             args += [refusal.reason, str(refusal)]
         return self._answered("submit", *args)
 
-    def admit(self) -> list[str]:
-        """Admit whatever can be; the migrations admitted by this call."""
-        return [_decoded(migration) for migration in self._run("admit")]
+    def admit(self, unless_looked: float = 0.0) -> list[str]:
+        """Admit whatever can be, and let onto the links what may send; the migrations admitted by this call.
+
+        `unless_looked`: leave it when somebody has done so within so many seconds (0: in any case).
+        """
+        admitted, _granted = self._run("admit", round(unless_looked * 1000) or "")
+        return [_decoded(migration) for migration in admitted]
 
     def rung(self, migration: str) -> None:
         """Remember that the doorbells of `migration` were rung now."""
@@ -113,7 +118,7 @@ class Ledger:
         return Answer(_decoded(self._run("claim", *args)))
 
     def renew(self, ticket: Ticket, progress: Status | None = None) -> tuple[Answer, str]:
-        """Renew the lease, say how far it is: OK | CANCEL | ENDED, state | FENCED | GONE."""
+        """Renew the lease, say how far it is: OK, `go` once it may send | CANCEL | ENDED, state | FENCED | GONE."""
         state, document = ("", "") if progress is None else (progress.state, json.dumps(asdict(progress)))
         args = (ticket.migration, ticket.side, ticket.nonce, ticket.epoch, self._lease, state, document)
         return self._answered("renew", *args)
@@ -310,6 +315,7 @@ class Ledger:
                 pipe.hvals(keys.residents(host))
                 pipe.hvals(keys.reserved(host))
                 for side in Side:
+                    pipe.scard(keys.streams(host, side))
                     pipe.scard(keys.slots(host, side))
             for guest in guests:
                 pipe.hgetall(keys.guest(guest))
@@ -318,9 +324,11 @@ class Ledger:
         read = {}
         for host in hosts:
             fields, resident, reserved = next(answers), next(answers), next(answers)
-            busy = {side: next(answers) for side in Side}
+            taken = {side: (next(answers), next(answers)) for side in Side}
+            busy, admitted = ({side: taken[side][each] for side in Side} for each in (0, 1))
             if fields:
-                read[host] = read_host(host, fields, now, sum(map(int, resident)), sum(map(int, reserved)), busy)
+                held = sum(map(int, resident)), sum(map(int, reserved))
+                read[host] = read_host(host, fields, now, *held, busy, admitted)
         there = {guest: read_guest(guest, fields) for guest in guests if (fields := next(answers))}
         pins = [read_pin(subject.decode(), said) for subject, said in next(answers).items()]
         standing = [pin for pin in pins if pin.expires is None or pin.expires > now]
@@ -399,6 +407,7 @@ def _attempt_json(job: Job) -> dict[str, str]:
         "memory": str(job.memory),
         "capabilities": json.dumps(dict(job.capabilities)),
         "parameters": json.dumps(dict(job.parameters)),
+        "granted": "1" if job.granted else "",
     }
 
 

@@ -13,7 +13,12 @@
 --   migration:M:events      stream  wakes whoever waits on the record
 --   migrations, waiting     zset    M by creation time
 --   open                    set     M not ended, or still holding a slot
---   slots:H:ROLE            set     M
+--   slots:H:ROLE            set     M admitted, until that side has ended: at most H's slots, and `ahead` more that prepare
+--   streams:H:ROLE          set     M of these that were let onto H's link: at most H's slots
+--   link:L:WAY              hash    M → bytes/s that it was given of the shared link L; WAY: up (from its hosts), down
+--   prepared                zset    M admitted and not let onto the links yet, by creation time
+--   served                  hash    H → number of the latest stream that left it (sources take turns); '': the last number
+--   looked                  string  while it is there, somebody has just looked whether anything can be admitted
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
 --                                   since (ms), expires (ms, or 0: never)
@@ -24,8 +29,9 @@
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it
 --
--- migration:M has: guest, source, destination, memory, capabilities, parameters, created, expires, state, epoch,
--- admitted, rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
+-- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, state, epoch,
+-- admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON: the link:L:WAY), rung,
+-- restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
 -- nonce), claimed:SIDE, lease:SIDE, progress:SIDE (JSON), outcome:SIDE; offers as in workers/pairing/publish.lua.
 local prefix = KEYS[1]
 local retention = tonumber(ARGV[1])
@@ -41,9 +47,10 @@ local function guest_key(guest) return prefix .. 'guest:' .. guest end
 local function record_key(migration) return prefix .. 'migration:' .. migration end
 local function events_key(migration) return prefix .. 'migration:' .. migration .. ':events' end
 local function slots_key(host, side) return prefix .. 'slots:' .. host .. ':' .. side end
+local function streams_key(host, side) return prefix .. 'streams:' .. host .. ':' .. side end
 local function reserved_key(host) return prefix .. 'reserved:' .. host end
 local HOSTS, GUESTS, OPEN = prefix .. 'hosts', prefix .. 'guests', prefix .. 'open'
-local MIGRATIONS, WAITING = prefix .. 'migrations', prefix .. 'waiting'
+local MIGRATIONS, WAITING, PREPARED = prefix .. 'migrations', prefix .. 'waiting', prefix .. 'prepared'
 local BLOCKERS = prefix .. 'blockers'
 local JOBS, OPEN_JOBS = prefix .. 'jobs', prefix .. 'jobs:open'
 local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled = true }
@@ -87,8 +94,16 @@ local function close_hosts(hosts, reason)
   end
 end
 
+-- Off the links: somebody else may send. Its slots are kept until each side has let go of memory.
+local function leave_links(migration, record)
+  redis.call('ZREM', PREPARED, migration)
+  for _, side in ipairs(SIDES) do redis.call('SREM', streams_key(record[side], side), migration) end
+  for _, link in ipairs(cjson.decode(record.crosses or '[]')) do redis.call('HDEL', prefix .. link, migration) end
+end
+
 local function release(migration, record, side)
   redis.call('SREM', slots_key(record[side], side), migration)
+  redis.call('SREM', streams_key(record[side], side), migration)
   if side == 'destination' then redis.call('HDEL', reserved_key(record.destination), migration) end
 end
 
@@ -105,6 +120,7 @@ local function finalise(migration, record, state, reason, message)
   redis.call('HSET', record_key(migration), 'state', state, 'finished', now, 'reason', reason, 'message', message)
   redis.call('HDEL', record_key(migration), 'waiting')
   redis.call('ZREM', WAITING, migration)
+  leave_links(migration, record)
   local guest = read(guest_key(record.guest))
   if guest and guest.active == migration then
     redis.call('HSET', guest_key(record.guest), 'active', '', 'seen', now)

@@ -3,7 +3,9 @@
 --
 --   ARGV  retention, M, side, nonce, epoch, lease (ms), state, progress (JSON, or '' when nothing changed)
 --
--- → OK | CANCEL (asked for, and this is the source, which decides; the destination hears it from there) | ENDED, state | FENCED | GONE
+-- → OK, 'go' once it was let onto the links (else '')
+--   | CANCEL (asked for, and this is the source, which decides; the destination hears it from there)
+--   | ENDED, state | FENCED | GONE
 local migration, side, nonce, epoch, lease = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local state, progress = ARGV[7], ARGV[8]
 local RANK = { setup = 1, active = 2, ['pre-switchover'] = 3, device = 4 }
@@ -25,4 +27,5 @@ if progress ~= '' then
   end
   event(migration, 'progress')
 end
-return { record.cancel and side == 'source' and 'CANCEL' or 'OK' }
+if record.cancel and side == 'source' then return { 'CANCEL' } end
+return { 'OK', record.granted and 'go' or '' }

@@ -1,13 +1,13 @@
 -- A new record, waiting for admission. Its guest is taken from here on: one migration a guest, queued ones included.
 --
---   ARGV  retention, M, guest, source, destination, memory, capabilities, parameters, expires (ms or ''),
+--   ARGV  retention, M, guest, source, destination, memory, capabilities, parameters, expires (ms or ''), priority,
 --         the job that asks (or '', and none that has ended or was cancelled), and of a request that was refused
 --         already: reason, message
 --
 -- → OK | EXISTS (the same request came before) | OTHER (the id belongs to another request)
 --   | UNKNOWN (no such guest) | BUSY, migration | MOVED, host | ENDED (the job)
 local migration, guest, source, destination = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local job, refusal = ARGV[10], ARGV[11]
+local job, refusal = ARGV[11], ARGV[12]
 local before = read(record_key(migration))
 if before then
   if before.guest == guest and before.destination == destination then return { 'EXISTS' } end
@@ -25,11 +25,11 @@ if not refusal then
   redis.call('HSET', guest_key(guest), 'active', migration)
 end
 redis.call('HSET', record_key(migration), 'guest', guest, 'source', source, 'destination', destination,
-  'memory', ARGV[6], 'capabilities', ARGV[7], 'parameters', ARGV[8], 'expires', ARGV[9],
+  'memory', ARGV[6], 'capabilities', ARGV[7], 'parameters', ARGV[8], 'expires', ARGV[9], 'priority', ARGV[10],
   'created', now, 'state', 'queued')
 redis.call('ZADD', MIGRATIONS, now, migration)
 if refusal then
-  finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[12])
+  finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[13])
 else
   redis.call('ZADD', WAITING, now, migration)
   redis.call('SADD', OPEN, migration)

@@ -72,7 +72,15 @@ def run(tmp_path: Path, source: Heard) -> None:
     capabilities, parameters = read_options([], [])
     timeline, progress = Timeline(lambda: 0.0), Progress(attempt)
     migration = Migration(
-        job(), settings, capabilities, parameters, cast(Pairing, source), timeline, progress, lambda: False
+        job(),
+        settings,
+        capabilities,
+        parameters,
+        cast(Pairing, source),
+        timeline,
+        progress,
+        lambda: False,
+        lambda: True,
     )
     destination.run(migration)
 

@@ -36,6 +36,10 @@ GIB = 1 << 30
 HOSTS = ("alpha", "beta", "gamma")
 CAPACITY = 3 * GIB
 SLOTS = 1
+#: Admitted beside those that send: they prepare.
+AHEAD = 1
+#: alpha's rack: its uplink carries one stream of its hosts, and none of them shares it with beta or gamma.
+UPLINK = 1_250_000_000
 HOME = {"web": "alpha", "db": "alpha", "mail": "beta"}
 #: An hour: leases lapse only where a rule says so.
 LEASE = 3600.0
@@ -50,7 +54,10 @@ OFFERED = {
     "trackers": "[]",
     "slots:source": str(SLOTS),
     "slots:destination": str(SLOTS),
+    "ahead": str(AHEAD),
+    "uplink_bandwidth": str(UPLINK),
 }
+RACKS = {"alpha": "north", "beta": "south", "gamma": "south"}
 
 
 @dataclass
@@ -113,7 +120,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def beat(self, host: str) -> None:
         for side in Side:
-            self.ledger.heartbeat(host, side, OFFERED, self.world.jobs_of(host), self.world.guests_of(host))
+            offered = OFFERED | {"uplink": RACKS[host]}
+            self.ledger.heartbeat(host, side, offered, self.world.jobs_of(host), self.world.guests_of(host))
 
     # --- rules --------------------------------------------------------------------------------------------------------
 
@@ -179,7 +187,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if answer is not Answer.OK:
             return
         others = [at for (_, where), at in self.world.at_work.items() if where is side and at.guest == job.guest]
-        assert side is Side.DESTINATION or not others, "two sources at work on one guest"
+        # One whose guest was taken has only memory to let go of.
+        owners = [at for at in others if self.world.fate.get(at.migration) != "completed"]
+        assert side is Side.DESTINATION or not owners, "two sources at work on one guest"
         last_epoch, last_migration = self.claimed_epochs.get(job.guest, (0, ""))
         assert job.epoch > last_epoch or (job.epoch, migration) == (last_epoch, last_migration), "an epoch came twice"
         self.claimed_epochs[job.guest] = (job.epoch, migration)
@@ -209,9 +219,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.at_work)
     @rule(data=st.data(), state=st.sampled_from(["active", "pre-switchover", "device"]), repeat=st.booleans())
     def renew(self, data: st.DataObject, state: str, repeat: bool) -> None:
-        ticket = self.draw_attempt(data).ticket
-        answer, _ = self.twice(lambda: self.ledger.renew(ticket, Status(state=state)), repeat)
+        job = self.draw_attempt(data)
+        answer, said = self.twice(lambda: self.ledger.renew(job.ticket, Status(state=state)), repeat)
         assert answer in (Answer.OK, Answer.CANCEL, Answer.ENDED, Answer.GONE, Answer.FENCED)
+        if said == "go":
+            self.world.at_work[job.migration, job.side] = dataclasses.replace(job, granted=True)
 
     @precondition(lambda self: self.world.at_work)
     @rule(data=st.data(), wish=st.sampled_from(["completed", "failed", "cancelled"]), repeat=st.booleans())
@@ -311,13 +323,41 @@ class LedgerMachine(RuleBasedStateMachine):
                 # Of an attempt whose record is gone, nobody knows that it still lets go of its memory: once the host
                 # says so to a Redis that has forgotten again, it counts beside the one that was admitted meanwhile.
                 at_work = {job.migration.encode() for job in self.world.jobs_of(host) if job.side is side}
-                assert len(held) <= SLOTS or (self.forgotten > 1 and held <= at_work)
+                assert len(held) <= SLOTS + AHEAD or (self.forgotten > 1 and held <= at_work)
                 assert all(self.client.sismember(self.keys.open(), migration) for migration in held)
             resident: Any = self.client.hvals(self.keys.residents(host))
             reserved: Any = self.client.hgetall(self.keys.reserved(host))
             assert sum(map(int, resident)) + sum(map(int, reserved.values())) <= CAPACITY
             incoming: Any = self.client.smembers(self.keys.slots(host, "destination"))
             assert set(reserved) <= incoming
+
+    @invariant()
+    def no_link_is_given_out_twice(self) -> None:
+        for host in HOSTS:
+            for side in Side:
+                sending: Any = self.client.smembers(self.keys.streams(host, side))
+                let_on = {
+                    job.migration.encode() for job in self.world.jobs_of(host) if job.side is side and job.granted
+                }
+                # What was let on before Redis forgot goes on, beside what was let on before its host said so.
+                assert len(sending) <= SLOTS or (self.forgotten and sending & let_on)
+                # Of a record that was written back, the other side may have ended before Redis forgot.
+                known = {each for each in sending if "restored" not in self.fields(each.decode())}
+                assert known <= self.client.smembers(self.keys.slots(host, side))
+        for rack in set(RACKS.values()):
+            for way in ("up", "down"):
+                given: Any = self.client.hvals(f"machine:link:{rack}:{way}")
+                assert sum(map(int, given)) <= UPLINK
+
+    @invariant()
+    def who_is_admitted_sends_or_prepares(self) -> None:
+        prepared: Any = {name.decode() for name in self.client.zrange(self.keys.prepared(), 0, -1)}
+        for migration, record in self.records().items():
+            admitted = "epoch" in record and record["state"] not in ENDED
+            if admitted and "restored" not in record:
+                assert ("granted" in record) != (migration in prepared)
+            elif not admitted:
+                assert migration not in prepared
 
     @invariant()
     def an_end_is_final(self) -> None:

@@ -22,8 +22,9 @@ EVERYTHING = frozenset(capability.value for capability in SUPPORTED)
 def host(name: str, **changes: Any) -> HostRecord:
     free = dict.fromkeys(Side, 0)
     plain = HostRecord(
-        name, "::1", "1.0", 4 * GIB, 0, 0, None, EVERYTHING, ("tcp",), (), dict.fromkeys(Side, 1), free, frozenset(Side)
-    )
+        name, "::1", "1.0", 4 * GIB, 0, 0, None, EVERYTHING, ("tcp",), (), dict.fromkeys(Side, 1), free, free,
+        frozenset(Side),
+    )  # fmt: skip
     return replace(plain, **changes)
 
 

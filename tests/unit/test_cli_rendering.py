@@ -221,7 +221,8 @@ def test_words_from_elsewhere_are_not_taken_for_markup() -> None:
 
 def test_hosts_without_a_live_worker_stand_out() -> None:
     host = HostRecord("alpha", "10.0.0.1", "0.1.0", 8 * GIB, GIB, 0, None, frozenset(), ("tcp",), ("content",),
-                      dict.fromkeys(Side, 1), dict.fromkeys(Side, 0), frozenset())  # fmt: skip
+                      dict.fromkeys(Side, 1), dict.fromkeys(Side, 0),
+                      dict.fromkeys(Side, 0), frozenset())  # fmt: skip
     shown = drawn(hosts(Fleet({"alpha": host})))
     assert "none alive" in shown
     assert "7.00 GiB" in shown

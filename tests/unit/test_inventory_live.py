@@ -15,8 +15,8 @@ GIB = 1 << 30
 def host(name: str, uplink_bandwidth: int = 0) -> HostRecord:
     return HostRecord(
         name, "::1", "1", 64 * GIB, 8 * GIB, 0, None, frozenset(), ("tcp",), (), {Side.SOURCE: 2, Side.DESTINATION: 3},
-        dict.fromkeys(Side, 0), frozenset(Side), 16.0, 5_000_000_000, "rack1" if uplink_bandwidth else "",
-        uplink_bandwidth, frozenset({"zone=1"}),
+        dict.fromkeys(Side, 0), dict.fromkeys(Side, 0), frozenset(Side), 16.0, 5_000_000_000,
+        "rack1" if uplink_bandwidth else "", uplink_bandwidth, frozenset({"zone=1"}),
     )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ REASONS = (
 #: Spans of both sides (Status.seconds). `registration` overlaps the rounds that it runs beside.
 PHASES = (
     "pairing",
+    "links",
     "survey",
     "registration",
     "bulk",

@@ -16,6 +16,11 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     open                    set     M not ended, or still holding a slot  submit … last finish; what reconcile looks at
     waiting                 zset    M not admitted yet, by creation time  admission
     slots:H:source|destination  set  the M that hold a slot               admission, finish
+    streams:H:source|destination set the M of these that may send         admission, finish
+    link:L:up|down          hash    M → bytes/s of the shared link L      admission, finish
+    prepared                zset    M admitted that may not send yet      admission, finish
+    served                  hash    H → number of its latest stream       admission
+    looked                  string  somebody has just tried to admit      heartbeats; after a second
     check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
     blockers                hash    "guest:G", "host:H", "cordon:H" →     operators, evacuations; each until its expiry,
@@ -84,6 +89,14 @@ class Keys:
     def slots(self, host: str, role: str) -> str:
         """The migrations that hold one of a host's slots for this role."""
         return f"{self.prefix}slots:{host}:{role}"
+
+    def streams(self, host: str, role: str) -> str:
+        """The migrations that may send over a host's link, by its role."""
+        return f"{self.prefix}streams:{host}:{role}"
+
+    def prepared(self) -> str:
+        """Records that are admitted and may not send yet."""
+        return f"{self.prefix}prepared"
 
     def check(self, check: str) -> str:
         """The answers of both sides to one dry run."""

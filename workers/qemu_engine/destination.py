@@ -33,7 +33,7 @@ def receive(migration: Migration, link: Link, twin: Guest, handover: Handover) -
         agreed.capabilities, migration.parameters, transport=agreed.transport, channels=agreed.channels
     )
     tls = certificates(migration, agreed)
-    caller = link.talk.expect([MessageType.CALLING], _ANSWER).body["name"]
+    caller = _await_call(link)
     own.prepare(settings.capabilities, settings.parameters)
     if tls.enabled:
         own.let_in(tls, caller)
@@ -44,6 +44,15 @@ def receive(migration: Migration, link: Link, twin: Guest, handover: Handover) -
     with migration.phase("handover", "device"):
         handover.happen(Event.LOADED)
         handover.await_decision()
+
+
+def _await_call(link: Link) -> str:
+    """The name in the certificate of whoever will connect. Until the source is let onto the links it says only that it
+    goes on."""
+    while True:
+        message = link.talk.expect([MessageType.CALLING, MessageType.GOING_ON], _ANSWER)
+        if message.type is MessageType.CALLING:
+            return str(message.body["name"])
 
 
 def listen(own: OwnMigration, transport: str, address: str, ports: tuple[int, int]) -> int:

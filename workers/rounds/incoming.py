@@ -23,6 +23,7 @@ _NEXT = frozenset(
         MessageType.ROUND_END,
         MessageType.HELD_REQUEST,
         MessageType.DIGESTS,
+        MessageType.GOING_ON,
     }
 )
 
@@ -70,6 +71,8 @@ class Incoming:
             progress()
 
     def _serve(self, message: Message) -> None:
+        if message.type is MessageType.GOING_ON:  # it waits for the links
+            return
         if message.type is MessageType.ROUND_END:
             self._finish_digests()
             self._talk.say(MessageType.ROUND_DONE, {"round": message.body["round"]})

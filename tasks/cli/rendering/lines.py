@@ -11,8 +11,8 @@ from tasks.cli.rendering.facts import Facts, RoundFacts
 def state_words(facts: Facts) -> str:
     """The state, and what it waits for or why it ended."""
     record = facts.record
-    if record.state == "queued" and record.waiting:
-        return f"queued: {record.waiting}"
+    if record.state in ("queued", "setup") and record.waiting:
+        return f"{record.state}: {record.waiting}"
     if record.message and record.ended and record.state != "completed":
         return f"{record.state}: {record.message}"
     return f"{record.state}, cancelling" if record.cancelling and not record.ended else record.state

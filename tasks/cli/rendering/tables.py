@@ -15,12 +15,13 @@ from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
-from tasks.records import Fleet, GuestRecord, Kept, Obstacle, Pin
+from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Obstacle, Pin
 from workers.guests.local import LocalGuest
 from workers.pairing.contract import Side
 
 _LABELS = {
     "pairing": "setup",
+    "links": "waited for the links",
     "survey": "survey",
     "registration": "waited for registration",
     "bulk": "bulk round",
@@ -116,6 +117,7 @@ def full(facts: Facts) -> RenderableType:
                 ("memory", size(record.memory)),
                 ("submitted", _moment(record.created)),
                 ("admitted", _moment(record.admitted)),
+                ("given of the links", NOTHING if record.rate is None else f"{byte_rate(record.rate)}"),
                 ("ended", _moment(record.finished)),
                 ("capabilities", ", ".join(asked) or "none"),
                 ("parameters", _parameters(facts)),
@@ -178,7 +180,7 @@ def hosts(fleet: Fleet) -> RenderableType:
     """One line each."""
     made = table("HOST", "ADDRESS", "WORKERS", ">FREE", ">MEMORY", ">LEAVING", ">COMING", "GUESTS", "RELEASE")
     for record in fleet.hosts.values():
-        slots = [f"{record.busy.get(side, 0)}/{record.slots[side]}" for side in (Side.SOURCE, Side.DESTINATION)]
+        slots = [_streams(record, side) for side in (Side.SOURCE, Side.DESTINATION)]
         made.add_row(
             record.host,
             record.address,
@@ -190,6 +192,12 @@ def hosts(fleet: Fleet) -> RenderableType:
             record.version,
         )
     return made
+
+
+def _streams(record: HostRecord, side: Side) -> str:
+    """Those that send of those that may; and how many more are admitted, to prepare or to let go of memory."""
+    sending, more = record.busy[side], record.admitted[side] - record.busy[side]
+    return f"{sending}/{record.slots[side]}" + (f" +{more}" if more > 0 else "")
 
 
 def _open_to_guests(host: str, fleet: Fleet) -> Text:

@@ -119,4 +119,5 @@ def migration(meeting: Meeting, side: Side, own: Settings, peer: Settings, epoch
     attempt.prepare(job)
     pairing = meeting.claim(job.ticket)
     timeline = Timeline(time.monotonic)
-    return Migration(job, own, capabilities, parameters, pairing, timeline, Progress(attempt), lambda: False)
+    now = lambda: False, lambda: True  # never cancelled, and nobody else sends
+    return Migration(job, own, capabilities, parameters, pairing, timeline, Progress(attempt), *now)

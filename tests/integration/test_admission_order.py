@@ -1,0 +1,200 @@
+"""Who is admitted, who may send, and in which order, on a real Redis: fair among sources, never more than fits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from pydantic import SecretStr
+
+from config.settings import RedisSettings, Settings, WorkerSettings
+from tasks.ledger.ledger import Answer, Ledger
+from tasks.records import LocalGuest, Priority, Submission
+from tasks.requests import snapshot
+from tests.integration.console import GIB, OFFERED
+from tests.redis_server import RedisServer
+from workers.attempt import Job, Status
+from workers.pairing.contract import Side
+
+SOURCES = ("alpha", "beta", "gamma")
+GUESTS = 6
+ROOM = {"memory": str(64 * GIB)}
+
+
+@pytest.fixture
+def ledger(redis_server: RedisServer) -> Iterator[Ledger]:
+    with redis_server.client() as client:
+        client.delete(*client.keys("order:*") or ["order:none"])
+    redis = RedisSettings(url=SecretStr(redis_server.url), prefix="order:")
+    with closing(Ledger(Settings(redis=redis, worker=WorkerSettings(lease=3600)))) as made:
+        for host in (*SOURCES, "target", "other"):
+            beat(made, host)
+        yield made
+
+
+def beat(ledger: Ledger, host: str, **offered: str) -> None:
+    guests = [LocalGuest(f"{host}-{number}", GIB, 0) for number in range(GUESTS) if host in SOURCES]
+    for side in Side:
+        ledger.heartbeat(host, side, OFFERED | ROOM | offered, [], guests)
+
+
+def ask(
+    ledger: Ledger, source: str, number: int, to: str = "target", priority: Priority = Priority.USER, memory: int = GIB
+) -> str:
+    migration = f"m-{source}-{number}"
+    asked = Submission(migration, f"{source}-{number}", source, to, memory, {}, {}, priority=priority)
+    assert ledger.submit(asked)[0] is Answer.OK
+    return migration
+
+
+def end(ledger: Ledger, migration: str, outcome: str = "completed") -> None:
+    """Both sides end so, then whoever waits is looked at."""
+    record = snapshot(ledger, migration)
+    assert record.epoch is not None
+    made = migration, record.guest, record.epoch
+    ends = ((side, record.side(side).host, record.side(side.peer).host) for side in Side)
+    jobs = [Job(*made, side, "n", host, peer, GIB, {}, {}) for side, host, peer in ends]
+    for job in jobs:
+        ledger.claim(job.ticket)
+    for job in jobs:
+        ledger.finish(job.ticket, Status(outcome=outcome))
+    ledger.admit()
+
+
+def sending(ledger: Ledger) -> list[str]:
+    return [each.migration for each in ledger.open() if each.granted is not None and not each.ended]
+
+
+def prepared(ledger: Ledger) -> list[str]:
+    return [each.migration for each in ledger.open() if each.admitted is not None and each.granted is None]
+
+
+def test_sources_take_turns_at_a_destination_however_much_one_has_asked_for_before(ledger: Ledger) -> None:
+    for source in SOURCES:
+        for number in range(GUESTS):
+            ask(ledger, source, number)
+    ledger.admit()
+    served: Counter[str] = Counter()
+    for _ in range(len(SOURCES) * GUESTS):
+        (now,) = sending(ledger)
+        served[snapshot(ledger, now).source.host] += 1
+        assert max(served.values()) - min(served[source] for source in SOURCES) <= 1
+        end(ledger, now)
+    assert sending(ledger) == []
+    assert served == dict.fromkeys(SOURCES, GUESTS)
+
+
+def test_turns_are_kept_when_the_next_one_has_prepared_already(ledger: Ledger) -> None:
+    beat(ledger, "target", ahead="1")
+    for source in SOURCES[:2]:
+        beat(ledger, source, ahead="1")
+        for number in range(3):
+            ask(ledger, source, number)
+    ledger.admit()
+    order = []
+    for _ in range(6):
+        (now,) = sending(ledger)
+        order.append(snapshot(ledger, now).source.host)
+        assert len(prepared(ledger)) <= 1
+        end(ledger, now)
+    assert order == ["alpha", "beta"] * 3
+
+
+def test_one_prepares_while_another_sends_and_may_send_the_moment_the_link_is_free(ledger: Ledger) -> None:
+    for host in ("alpha", "target", "other"):
+        beat(ledger, host, ahead="1")
+    first, second, third = (ask(ledger, "alpha", number) for number in range(3))
+    assert ledger.admit() == [first, second]
+    assert (sending(ledger), prepared(ledger)) == ([first], [second])
+    waits = snapshot(ledger, second)
+    assert (waits.state, waits.waiting) == ("setup", "prepared; every source slot of alpha is taken")
+    assert snapshot(ledger, third).waiting == "every source slot of alpha is taken"
+    job = Job(second, "alpha-1", 1, Side.SOURCE, "n", "alpha", "target", GIB, {}, {})
+    assert ledger.claim(job.ticket) is Answer.OK
+    assert ledger.renew(job.ticket) == (Answer.OK, "")
+    end(ledger, first)
+    assert ledger.renew(job.ticket) == (Answer.OK, "go")
+    assert snapshot(ledger, second).waiting is None
+    host = ledger.fleet().hosts["alpha"]
+    assert (host.busy[Side.SOURCE], host.admitted[Side.SOURCE]) == (1, 2)
+
+
+def test_a_link_is_free_when_the_guest_is_there_though_its_source_still_lets_go_of_memory(ledger: Ledger) -> None:
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    first, second = (ask(ledger, "alpha", number) for number in range(2))
+    ledger.admit()
+    jobs = [Job(first, "alpha-0", 1, side, "n", *ends, GIB, {}, {}) for side, ends in
+            zip(Side, (("alpha", "target"), ("target", "alpha")), strict=True)]  # fmt: skip
+    for job in jobs:
+        ledger.claim(job.ticket)
+    (destination,) = (job for job in jobs if job.side is Side.DESTINATION)
+    ledger.finish(destination.ticket, Status(outcome="completed"))
+    ledger.admit()
+    assert sending(ledger) == [second]
+    assert ledger.fleet().hosts["alpha"].admitted[Side.SOURCE] == 2
+
+
+def test_who_has_the_higher_priority_goes_first_and_holds_up_nobody_whose_hosts_are_free(ledger: Ledger) -> None:
+    slow = ask(ledger, "alpha", 0, priority=Priority.BACKGROUND)
+    tick = ask(ledger, "alpha", 1, priority=Priority.SCHEDULED)
+    beside = ask(ledger, "beta", 0, to="other", priority=Priority.BACKGROUND)
+    user = ask(ledger, "alpha", 2)
+    evacuation = ask(ledger, "alpha", 3, priority=Priority.EVACUATION)
+    assert ledger.admit() == [evacuation, beside]
+    for first, then in ((evacuation, user), (user, tick), (tick, slow)):
+        end(ledger, first)
+        assert then in sending(ledger)
+
+
+def test_a_shared_link_is_never_given_out_beyond_what_it_carries_and_the_split_is_recorded(ledger: Ledger) -> None:
+    rack = {"bandwidth": "1000", "uplink": "rack-1", "uplink_bandwidth": "2000"}
+    for source in SOURCES:
+        beat(ledger, source, **rack)
+    for host in ("target", "other"):
+        beat(ledger, host, bandwidth="4000", **{"slots:destination": "4"})
+    first, second, third = (ask(ledger, source, 0) for source in SOURCES)
+    inside = ask(ledger, "alpha", 1, to="beta")
+    ledger.admit()
+    assert sending(ledger) == [first, second]
+    assert [snapshot(ledger, each).rate for each in (first, second, third)] == [1000, 1000, None]
+    assert snapshot(ledger, inside).waiting == "every source slot of alpha is taken"
+    # Its own slots are free, so that it prepares meanwhile.
+    assert snapshot(ledger, third).state == "setup"
+    assert snapshot(ledger, third).waiting == "prepared; the shared link rack-1 is full"
+    end(ledger, first)
+    assert third in sending(ledger)
+    assert inside in sending(ledger)
+
+
+def test_a_stream_that_is_faster_than_a_shared_link_gets_what_that_carries(ledger: Ledger) -> None:
+    beat(ledger, "alpha", bandwidth="9000", uplink="rack-1", uplink_bandwidth="500")
+    alone = ask(ledger, "alpha", 0)
+    ledger.admit()
+    assert snapshot(ledger, alone).rate == 500
+
+
+def test_what_was_cancelled_while_it_prepared_is_never_let_on_and_leaves_nothing(ledger: Ledger) -> None:
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    first, second = (ask(ledger, "alpha", number) for number in range(2))
+    ledger.admit()
+    job = Job(second, "alpha-1", 1, Side.SOURCE, "n", "alpha", "target", GIB, {}, {})
+    ledger.claim(job.ticket)
+    ledger.cancel(second, "not now")
+    end(ledger, first)
+    assert sending(ledger) == []
+    ledger.finish(job.ticket, Status(outcome="cancelled", reason="cancelled"))
+    assert prepared(ledger) == []
+    assert ledger.fleet().hosts["alpha"].admitted[Side.SOURCE] == 0
+
+
+def test_a_look_that_somebody_has_just_taken_is_left_out(ledger: Ledger) -> None:
+    ask(ledger, "alpha", 0)
+    assert ledger.admit(unless_looked=60) == ["m-alpha-0"]
+    ask(ledger, "beta", 0)
+    assert ledger.admit(unless_looked=60) == []
+    assert ledger.admit() == []  # target's one slot is taken: only a look of one's own says so
+    assert snapshot(ledger, "m-beta-0").waiting == "every destination slot of target is taken"
