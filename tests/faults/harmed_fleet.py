@@ -231,7 +231,7 @@ class HarmedFleet:
     def _all_free(self) -> bool:
         with self.ledger() as ledger, contextlib.suppress(UnreachableError):
             hosts = ledger.fleet().hosts.values()
-            return len(hosts) == 2 and all(not host.reserved and not any(host.busy.values()) for host in hosts)
+            return len(hosts) == 2 and all(not host.reserved and not any(host.admitted.values()) for host in hosts)
         return False
 
 

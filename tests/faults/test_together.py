@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tasks.app import bell_for
+from tasks.records import MigrationRecord
 from tests.faults.harmed_fleet import HarmedFleet, asked_to_end, let_go_on, until
 from workers.guests.contract import RunState
 from workers.pairing.contract import Side
@@ -29,19 +30,65 @@ def test_both_ways_at_once_with_one_slot_each_do_not_wait_for_each_other(fleet: 
     fleet.assert_runs_once(back, "alpha")
 
 
-def test_a_second_guest_waits_for_the_slot_and_then_goes(fleet: HarmedFleet) -> None:
+def test_a_second_guest_prepares_a_third_waits_and_both_go_when_the_link_is_free(fleet: HarmedFleet) -> None:
     first, leading = fleet.begin(point="source.sending")
     _, pid = fleet.held(Side.SOURCE, leading)
     second, following = fleet.begin()
-    record = fleet.record(following)
-    assert record is not None
-    assert (record.state, record.epoch) == ("queued", None)
-    assert record.waiting, "and says for what"
+    third, last = fleet.begin()
+    prepared = waits_for_the_links(fleet, following)
+    assert (prepared.state, prepared.granted) == ("setup", None)
+    assert prepared.waiting == "prepared; every source slot of alpha is taken"
+    queued = fleet.record(last)
+    assert queued is not None
+    assert (queued.state, queued.epoch) == ("queued", None)
+    assert queued.waiting, "and says for what"
+    let_go_on(pid)
+    assert [fleet.settled(each).state for each in (leading, following, last)] == ["completed"] * 3
+    after = fleet.record(following)
+    assert after is not None
+    assert after.source.progress is not None
+    assert after.source.progress["seconds"]["links"] > 0
+    assert after.rate
+    for guest in (first, second, third):
+        fleet.assert_runs_once(guest, "beta")
+
+
+def waits_for_the_links(fleet: HarmedFleet, migration: str) -> MigrationRecord:
+    """The record once its movers are connected, and the source sends nothing yet."""
+
+    def look() -> MigrationRecord | None:
+        found = fleet.record(migration)
+        progress = found.source.progress if found else None
+        return found if progress and progress["phase"] == "links" else None
+
+    return until("a source that is prepared", look)
+
+
+@pytest.mark.parametrize("harm", ["cancel", "workers", "source mover", "destination mover"])
+def test_what_befalls_one_that_only_prepares_leaves_its_guest_and_the_link_alone(fleet: HarmedFleet, harm: str) -> None:
+    first, leading = fleet.begin(point="source.sending")
+    _, pid = fleet.held(Side.SOURCE, leading)
+    second, following = fleet.begin()
+    waits_for_the_links(fleet, following)
+    if harm == "cancel":
+        fleet.cancel(following)
+    elif harm == "workers":
+        for host in (fleet.alpha, fleet.beta):
+            host.kill()
+            host.start()
+    else:
+        os.kill(fleet.mover(Side(harm.split(maxsplit=1)[0]), following), signal.SIGKILL)
+    if harm != "workers":
+        ended = fleet.settled(following)
+        assert ended.state == ("cancelled" if harm == "cancel" else "failed")
+        assert ended.granted is None
+        fleet.assert_runs_once(second, "alpha")
     let_go_on(pid)
     assert fleet.settled(leading).state == "completed"
-    assert fleet.settled(following).state == "completed"
     fleet.assert_runs_once(first, "beta")
-    fleet.assert_runs_once(second, "beta")
+    if harm == "workers":
+        assert fleet.settled(following).state == "completed"
+        fleet.assert_runs_once(second, "beta")
 
 
 def test_the_same_message_delivered_three_times_is_one_run(fleet: HarmedFleet) -> None:

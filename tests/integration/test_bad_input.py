@@ -100,13 +100,14 @@ class Place:
     def keys(self) -> set[str]:
         with self.server.client() as client:
             found = {key.decode() for key in client.scan_iter(count=1000)}
-        return {key for key in found if not key.startswith(("droveway:_kombu", "droveway:unacked"))}
+        passing = ("droveway:_kombu", "droveway:unacked", "droveway:looked")
+        return {key for key in found if not key.startswith(passing)}
 
     def nothing_held(self) -> None:
         """No attempt, no mover, no slot, no reserved memory, no open record."""
         until("all attempts' end", lambda: not any(host.attempts() for host in self.fleet.hosts.values()))
         until("the end of all that is open", lambda: self.ledger.open() == [])
-        assert not any(taken for host in self.ledger.fleet().hosts.values() for taken in host.busy.values())
+        assert not any(taken for host in self.ledger.fleet().hosts.values() for taken in host.admitted.values())
         assert not [key for key in self.keys() if key.startswith("droveway:reserved:")]
 
     def runs_whole(self, guest: str, host: str = "alpha") -> None:

@@ -236,7 +236,7 @@ def test_a_completed_migration_moves_the_guest_and_gives_everything_back(ledger:
     assert ledger.open() == []
     hosts = ledger.fleet().hosts
     assert (hosts["alpha"].resident, hosts["beta"].resident, hosts["beta"].reserved) == (GIB, 2 * GIB, 0)
-    assert all(taken_ == 0 for host in hosts.values() for taken_ in host.busy.values())
+    assert all(taken_ == 0 for host in hosts.values() for taken_ in host.admitted.values())
 
 
 def test_a_contradiction_is_told_and_changes_nothing(ledger: Ledger) -> None:
@@ -463,7 +463,7 @@ def test_reconcile_rings_gives_up_and_gives_back(ledger: Ledger, redis_server: R
     record = snapshot(ledger, "m-1")
     assert (record.state, record.reason) == ("failed", "no-worker")
     assert ledger.open() == []
-    assert not any(ledger.fleet().hosts["alpha"].busy.values())
+    assert not any(ledger.fleet().hosts["alpha"].admitted.values())
 
 
 def test_what_ended_is_forgotten_after_its_retention(redis_server: RedisServer, ledger: Ledger) -> None:

@@ -111,7 +111,7 @@ class Fleet:
         assert {side: self.starts(side) for side in Side} == {side: [f"m-1.1.{side}"] for side in Side}
         until("the directories' end", lambda: not self.attempts())
         assert self.ledger.open() == []
-        assert not any(taken for host in self.ledger.fleet().hosts.values() for taken in host.busy.values())
+        assert not any(taken for host in self.ledger.fleet().hosts.values() for taken in host.admitted.values())
 
     def close(self) -> None:
         self.let_go()

@@ -309,7 +309,7 @@ class LabFleet:
         with self.ledger() as ledger:
             assert ledger.open() == []
             for record in ledger.fleet().hosts.values():
-                assert (record.reserved, set(record.busy.values())) == (0, {0}), record
+                assert (record.reserved, set(record.admitted.values())) == (0, {0}), record
 
     def report(self) -> str:
         """What all of it said, for a failure's message."""
