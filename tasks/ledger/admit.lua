@@ -4,9 +4,11 @@
 -- waits for the other (A→B and B→A with one slot each would wait for ever). A host has as many slots as streams may leave
 -- (enter) it, and `ahead` more: migrations that prepare (pair, start the twin) while others send, so that the link is not
 -- idle between two. Each sends once it is let onto all links on its way: those of both hosts and the shared ones between.
+-- One that only prepares, because its other host is busy, keeps nobody from sending: a free link is given to whoever can.
 --
--- The order is fair: by priority; within one, sources take turns, the one that was served longest ago first, each with its
--- oldest. What cannot go does not hold up those behind it whose hosts are free. Nothing waits for the rest of a batch.
+-- The order is fair: by priority; within one, sources share by bytes (start-time fair queueing, Goyal 1996: each has a
+-- mark that moves on by what is admitted, the lowest goes first, each with its oldest; who comes late begins where the
+-- others are). What has prepared goes before what has not: else the link would be idle while that prepares. What cannot go does not hold up those behind it whose hosts are free. Nothing waits for the rest of a batch.
 --
 --   ARGV  retention, ms ('' : look in any case): leave it when somebody has looked within so long
 --
@@ -16,6 +18,12 @@ if ARGV[2] ~= '' and not redis.call('SET', prefix .. 'looked', '1', 'NX', 'PX', 
 local SERVED = prefix .. 'served'
 local any_blocker = redis.call('EXISTS', BLOCKERS) == 1
 local admitted, granted = {}, {}
+-- The mark of a source, in bytes that were admitted.
+local function start(source)
+  local marks = redis.call('HMGET', SERVED, '', source)
+  return math.max(tonumber(marks[1] or 0), tonumber(marks[2] or 0))
+end
+
 -- What hosts offer, read once: host → fields.
 local offers = {}
 
@@ -29,11 +37,18 @@ local function slots(host, side) return tonumber(offer(host)['slots:' .. side] o
 -- Bytes/s of one stream of this host, when every slot sends.
 local function share(host, side) return tonumber(offer(host).bandwidth or 1250000000) / math.max(1, slots(host, side)) end
 
-local function unavailable(host, side)
-  local known = offer(host)
-  if tonumber(known['lease:' .. side] or 0) < now then return 'no ' .. side .. ' worker is alive on ' .. host end
-  if redis.call('SCARD', slots_key(host, side)) >= slots(host, side) + tonumber(known.ahead or 0) then
-    return 'every ' .. side .. ' slot of ' .. host .. ' is taken'
+local function deserted(host, side)
+  if tonumber(offer(host)['lease:' .. side] or 0) < now then return 'no ' .. side .. ' worker is alive on ' .. host end
+end
+
+-- The side whose host has no slot for one more beside those that do not send; `sends`: this one would, at once.
+local function crowded(record, sends)
+  for _, side in ipairs(SIDES) do
+    local host = record[side]
+    local quiet = redis.call('SCARD', slots_key(host, side)) - redis.call('SCARD', streams_key(host, side))
+    if quiet + (sends and 0 or 1) > tonumber(offer(host).ahead or 0) then
+      return 'every ' .. side .. ' slot of ' .. host .. ' is taken'
+    end
   end
 end
 
@@ -84,7 +99,6 @@ local function let_on(migration, record, rate, crossed)
   if #crossed > 0 then redis.call('HSET', record_key(migration), 'crosses', cjson.encode(crossed)) end
   redis.call('HDEL', record_key(migration), 'waiting')
   redis.call('ZREM', PREPARED, migration)
-  redis.call('HSET', SERVED, record.source, redis.call('HINCRBY', SERVED, '', 1))
   event(migration, 'granted')
   table.insert(granted, migration)
 end
@@ -119,7 +133,9 @@ end
 
 -- One that waits: whether it was admitted.
 local function admit(migration, record)
-  local reason = unavailable(record.source, 'source') or unavailable(record.destination, 'destination') or no_room(record)
+  local full, rate, crossed = congested(record)
+  local reason = deserted(record.source, 'source') or deserted(record.destination, 'destination')
+    or (crowded(record, not full) and (full or crowded(record, true))) or no_room(record)
   if reason then
     explain(migration, record, reason)
     return false
@@ -134,7 +150,14 @@ local function admit(migration, record)
   redis.call('ZADD', PREPARED, record.created, migration)
   event(migration, 'setup')
   table.insert(admitted, migration)
-  grant(migration, record)
+  local begins = start(record.source)
+  redis.call('HSET', SERVED, '', string.format('%.0f', begins),
+    record.source, string.format('%.0f', begins + tonumber(record.memory)))
+  if full then
+    explain(migration, record, 'prepared; ' .. full)
+  else
+    let_on(migration, record, rate, crossed)
+  end
   return true
 end
 
@@ -153,25 +176,54 @@ local function waits(migration, record)
   return false
 end
 
--- Everything that could take something: priority → source → in the order of their age {migration, record, what to try}.
+-- Everything that could take something: priority → { of those that prepare: source → by age {migration, record}; of those
+-- that wait: the same }.
 local queues, priorities = {}, {}
-local function enqueue(migration, record, try)
+local function enqueue(migration, record, stage)
   local priority = tonumber(record.priority or 0)
   if not queues[priority] then
-    queues[priority] = {}
+    queues[priority] = { [grant] = {}, [admit] = {} }
     table.insert(priorities, priority)
   end
-  local of_source = queues[priority][record.source] or { next = 1 }
-  queues[priority][record.source] = of_source
-  table.insert(of_source, { migration, record, try })
+  local stages = queues[priority][stage]
+  stages[record.source] = stages[record.source] or { next = 1 }
+  table.insert(stages[record.source], { migration, record })
 end
 
--- What is prepared goes before what waits: it holds slots and memory already.
+-- Each source's oldest that can be taken, in turns, the source with the lowest mark first.
+local function take_turns(queue, take)
+  local sources, starts = {}, {}
+  for source in pairs(queue) do
+    table.insert(sources, source)
+    starts[source] = start(source)
+  end
+  local function age(source) return tonumber(queue[source][1][2].created) end
+  table.sort(sources, function(a, b)
+    if starts[a] ~= starts[b] then return starts[a] < starts[b] end
+    if age(a) ~= age(b) then return age(a) < age(b) end
+    return a < b
+  end)
+  -- What was refused stays so for this call: nothing is given back meanwhile.
+  local took = true
+  while took do
+    took = false
+    for _, source in ipairs(sources) do
+      local of_source, done = queue[source], false
+      while of_source[of_source.next] and not done do
+        local migration, record = unpack(of_source[of_source.next])
+        of_source.next = of_source.next + 1
+        done = take(migration, record)
+      end
+      took = took or done
+    end
+  end
+end
+
 for _, migration in ipairs(redis.call('ZRANGE', PREPARED, 0, -1)) do
   local record = read(record_key(migration))
   if not record or ENDED[record.state] or record.granted then
     redis.call('ZREM', PREPARED, migration)
-  elseif not record.cancel then
+  elseif not (record.cancel or record['outcome:source'] or record['outcome:destination']) then
     enqueue(migration, record, grant)
   end
 end
@@ -186,26 +238,6 @@ end
 
 table.sort(priorities, function(a, b) return a > b end)
 for _, priority in ipairs(priorities) do
-  local sources, served = {}, {}
-  for source in pairs(queues[priority]) do
-    table.insert(sources, source)
-    served[source] = tonumber(redis.call('HGET', SERVED, source) or 0)
-  end
-  table.sort(sources, function(a, b) return served[a] < served[b] or (served[a] == served[b] and a < b) end)
-  -- One each and turn; what was refused stays so for this call: nothing is given back meanwhile.
-  local took = true
-  while took do
-    took = false
-    for _, source in ipairs(sources) do
-      local queue = queues[priority][source]
-      local done = false
-      while queue[queue.next] and not done do
-        local migration, record, try = unpack(queue[queue.next])
-        queue.next = queue.next + 1
-        done = try(migration, record)
-      end
-      took = took or done
-    end
-  end
+  for _, stage in ipairs({ grant, admit }) do take_turns(queues[priority][stage], stage) end
 end
 return { admitted, granted }

@@ -15,7 +15,14 @@ local function restore(attempt)
   local record, guest = read(key), read(guest_key(attempt.guest))
   if record and (record.epoch or ENDED[record.state]) then return end
   if guest and tonumber(guest.epoch) > tonumber(attempt.epoch) then return end
-  if guest and guest.active ~= '' and guest.active ~= attempt.migration then return end
+  if guest and guest.active ~= '' and guest.active ~= attempt.migration then
+    -- Somebody has asked for the guest since Redis forgot. This attempt's epoch is spent all the same: the other one,
+    -- when it is admitted, gets a higher one.
+    if not redis.call('HGET', record_key(guest.active), 'epoch') then
+      redis.call('HSET', guest_key(attempt.guest), 'epoch', attempt.epoch)
+    end
+    return
+  end
   if not guest then
     redis.call('HSET', guest_key(attempt.guest), 'host', attempt.source, 'bytes', attempt.memory, 'seen', now)
     redis.call('HSET', residents_key(attempt.source), attempt.guest, attempt.memory)

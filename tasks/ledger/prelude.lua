@@ -17,7 +17,7 @@
 --   streams:H:ROLE          set     M of these that were let onto H's link: at most H's slots
 --   link:L:WAY              hash    M → bytes/s that it was given of the shared link L; WAY: up (from its hosts), down
 --   prepared                zset    M admitted and not let onto the links yet, by creation time
---   served                  hash    H → number of the latest stream that left it (sources take turns); '': the last number
+--   served                  hash    H → its mark in bytes, by which sources share; '': where the latest one stood
 --   looked                  string  while it is there, somebody has just looked whether anything can be admitted
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,

@@ -19,7 +19,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     streams:H:source|destination set the M of these that may send         admission, finish
     link:L:up|down          hash    M → bytes/s of the shared link L      admission, finish
     prepared                zset    M admitted that may not send yet      admission, finish
-    served                  hash    H → number of its latest stream       admission
+    served                  hash    H → its mark, by which sources share  admission
     looked                  string  somebody has just tried to admit      heartbeats; after a second
     check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
