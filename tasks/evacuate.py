@@ -25,7 +25,7 @@ log = logging.getLogger("droveway.evacuate")
 
 #: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
 #: large fleet does not keep Redis busy.
-_BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
+BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
 
 
 def begin(ledger: Ledger, asked: Evacuation, reason: str) -> None:
@@ -45,22 +45,27 @@ def begin(ledger: Ledger, asked: Evacuation, reason: str) -> None:
             )
 
 
-def take_steps(ledger: Ledger, bell: Bell) -> None:
-    """A step of every evacuation under way of which nobody has just taken one. Raises UnreachableError."""
-    for job in ledger.open_jobs():
+def take_steps(ledger: Ledger, bell: Bell) -> bool:
+    """A step of every evacuation under way of which nobody has just taken one; whether there is any.
+
+    Raises UnreachableError.
+    """
+    jobs = ledger.open_jobs()
+    for job in jobs:
         take_step(ledger, bell, job)
+    return bool(jobs)
 
 
 def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
     """One step, unless somebody has just taken one. Raises UnreachableError."""
-    if not ledger.turn(job, _BETWEEN_STEPS):
+    if not ledger.turn(job, BETWEEN_STEPS):
         return
     began = time.monotonic()
     record = ledger.find_job(job)
     if record is None or record.ended:
         return
     _take(ledger, bell, record)
-    if (took := time.monotonic() - began) * _TIMES_A_STEP > _BETWEEN_STEPS:
+    if (took := time.monotonic() - began) * _TIMES_A_STEP > BETWEEN_STEPS:
         ledger.turn(job, took * _TIMES_A_STEP, again=True)
 
 

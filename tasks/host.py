@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import secrets
 import threading
@@ -16,10 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from config.errors import DrovewayError, HostError, MessageError
 from tasks.bell import Bell
-from tasks.evacuate import take_steps
+from tasks.evacuate import BETWEEN_STEPS, take_steps
 from tasks.ledger.ledger import Ledger
 from tasks.messages import Doorbell
 from tasks.planning.cluster import BANDWIDTH
@@ -30,6 +32,8 @@ from tasks.supervise import Supervisor
 from workers.attempt import Attempt, Job
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
+
+_T = TypeVar("_T")
 
 log = logging.getLogger("droveway.host")
 
@@ -187,24 +191,29 @@ class HostService:
         self.settle_own()
 
     def _tick(self) -> None:
-        looked = time.monotonic()
+        beaten, looked = -math.inf, time.monotonic()
         while True:
-            self._safely("heartbeat", self.beat)
-            self._safely("evacuate", lambda: take_steps(self.ledger, self.bell))
+            if time.monotonic() - beaten >= self.heartbeat_interval:
+                beaten = time.monotonic()
+                self._safely("heartbeat", self.beat)
+            emptying = self._safely("evacuate", lambda: take_steps(self.ledger, self.bell))
             if time.monotonic() - looked >= self.reconcile_interval:
                 looked = time.monotonic()
                 self._safely("reconcile", self.look_over)
-            if self._stopping.wait(min(self.heartbeat_interval, self.reconcile_interval)):
+            # A step asks for what can go next; between two of them links would fall idle.
+            pause = min(self.heartbeat_interval, self.reconcile_interval, BETWEEN_STEPS if emptying else math.inf)
+            if self._stopping.wait(pause):
                 return
 
-    def _safely(self, what: str, step: Callable[[], None]) -> None:
-        """The next tick tries again, whatever it was."""
+    def _safely(self, what: str, step: Callable[[], _T]) -> _T | None:
+        """What it comes to; None when it could not be done. The next tick tries again, whatever it was."""
         try:
-            step()
+            return step()
         except DrovewayError as error:
             log.warning("%s: %s", what, error)
         except Exception:  # a defect in one step must not end the heartbeat
             log.exception("%s: a defect", what)
+        return None
 
 
 def _take_role(state_dir: Path, side: Side) -> int:
