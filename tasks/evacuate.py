@@ -20,6 +20,7 @@ from tasks.messages import MigrateRequest
 from tasks.planning.evacuating import Evacuation, Step, step
 from tasks.records import Fleet, Priority
 from tasks.requests import admit, submit
+from tasks.scheduled import give_way
 
 log = logging.getLogger("droveway.evacuate")
 
@@ -108,7 +109,7 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
     ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
     for migration in ending:
         ledger.cancel(migration, f"The evacuation {record.job} was cancelled, or sends it elsewhere.")
-    if found.asks or ending:
+    if give_way(ledger, under_way) or found.asks or ending:
         admit(ledger, bell)
     answer, detail = ledger.note_job(record.job, found)
     if answer is Answer.OCCUPIED:

@@ -32,7 +32,7 @@ def planned(ledger: Ledger, policy: Policy) -> RebalancePlan:
     return plan_rebalance(found, policy, found.taken)
 
 
-def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan) -> Asked:
+def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan, priority: Priority = Priority.REBALANCE) -> Asked:
     """Ask for the moves, those that gain most first.
 
     Raises RefusedError (`evacuating`: an evacuation needs the slots), UnreachableError.
@@ -49,7 +49,7 @@ def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan) -> Asked:
             migration=new_migration_id(), guest=move.guest, source=move.source, destination=move.destination
         )
         try:
-            migrations.append((move.guest, submit(ledger, request, fleet, priority=Priority.REBALANCE)))
+            migrations.append((move.guest, submit(ledger, request, fleet, priority=priority)))
         except RefusedError as refusal:
             refused.append((move.guest, str(refusal)))
     admit(ledger, bell)

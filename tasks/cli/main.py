@@ -24,6 +24,8 @@ _COMMANDS = {
     "evacuate": "Empty hosts: every guest goes elsewhere, or says why not.",
     "drain": "The same as evacuate.",
     "rebalance": "Spread guests out over the hosts, once.",
+    "beat": "Tell the workers when a policy is due that spreads guests out.",
+    "policies": "Policies that spread guests out: when, and what came of it.",
     "status": "How far a migration is, or all that are under way.",
     "cancel": "End a migration or an evacuation; what was not moved stays where it is.",
     "list": "Migrations, the latest first.",

@@ -28,6 +28,9 @@
 --   job:J:guests            hash    G → how it stands (JSON)
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it
+--   policy:P                hash    of a policy by which guests are spread out: due (ms: the moment of its calendar that was
+--                                   judged last), judged (ms), over (ticks above its threshold), imbalance, reason; of
+--                                   what it last asked for: acted (ms), moves
 --
 -- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, state, epoch,
 -- admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON: the link:L:WAY), rung,
@@ -58,6 +61,8 @@ local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled =
 local function job_key(job) return prefix .. 'job:' .. job end
 local function job_guests_key(job) return prefix .. 'job:' .. job .. ':guests' end
 local function job_moves_key(job) return prefix .. 'job:' .. job .. ':moves' end
+
+local function policy_key(policy) return prefix .. 'policy:' .. policy end
 
 -- A hash as a table; nil when there is none.
 local function read(key)
