@@ -95,6 +95,18 @@ def run_worker(settings: Settings, side: Side, mover: Sequence[str] = MOVER) -> 
 def run_beat(settings: Settings) -> int:
     """Tell the workers of every policy that is due, until SIGTERM or Ctrl-C; the exit code. Keeps nothing on disk."""
     logs.configure(settings.worker)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit  # which ends the service's sleep, and its waiting for a broker
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    beat_service(settings).start()
+    return 0
+
+
+def beat_service(settings: Settings) -> Service:
+    """Celery's beat with an entry for each policy, not started."""
     calendars = {name: terms.calendar for name, terms in settings.rebalance.items()}
 
     def body_of(policy: str) -> dict[str, Any]:
@@ -102,15 +114,10 @@ def run_beat(settings: Settings) -> int:
         expires = calendars[policy].next(time.time())
         return Rebalance(policy=policy, terms=settings.rebalance[policy], expires=expires).to_json()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit  # which ends the service's sleep, and its waiting for a broker
-
     app = make_app(settings)
     app.conf.beat_schedule = beat_entries(calendars, Rebalance.task, body_of)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    Service(app, scheduler_cls=Scheduler).start()
-    return 0
+    # The one that keeps its times in memory: two of those that keep a file cannot share it.
+    return Service(app, scheduler_cls=Scheduler)
 
 
 def host_service(

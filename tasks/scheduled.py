@@ -59,6 +59,7 @@ def tick(ledger: Ledger, bell: Bell, message: Rebalance) -> None:
                 log.info("%s: %s", message.policy, became)
                 ledger.acted(message.policy, due, moves, f"{found.reason}: {became}")
             return
+    log.debug("%s: this moment was judged already", message.policy)
 
 
 def give_way(ledger: Ledger, under_way: Iterable[MigrationRecord]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from config.errors import SettingsError
+from config.redis import coordination_client, reaching_redis
 from tasks.cli.invocation import SettingsCommand, invocation_of
 
 
@@ -30,6 +31,8 @@ def command(context: click.Context) -> int:
     settings = invocation_of(context).settings
     if not settings.rebalance:
         raise SettingsError(NO_POLICIES)
+    with coordination_client(settings.redis) as client, reaching_redis(settings.redis):
+        client.ping()  # said now what would otherwise be a beat that waits in silence
     from tasks.app import run_beat  # noqa: PLC0415  # Celery takes half a second to import: only a beat pays it
 
     return run_beat(settings)
