@@ -10,16 +10,22 @@ from typing import Any
 import click
 
 from config.errors import RequestError
-from tasks.cli.invocation import Invocation, SettingsCommand, invocation_of, json_option
+from tasks.cli.invocation import Command, Invocation, SettingsCommand, invocation_of, json_option
 from tasks.inventory import file, simulated
 from tasks.planning.cluster import Cluster
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+def fleet_options(command: Command) -> Command:
+    """--file and --simulate, as `path` and `line` for `cluster_of`."""
+    kept = click.option("--file", "path", type=_FILE, metavar="FILE", help="A fleet that was kept, not the live one.")
+    made_up = click.option("--simulate", "line", metavar="LINE", help="One made up: hosts=100,guests=2000,seed=7")
+    return kept(made_up(command))
+
+
 @click.command(cls=SettingsCommand)
-@click.option("--file", "path", type=_FILE, metavar="FILE", help="A fleet that was kept, instead of the live one.")
-@click.option("--simulate", "line", metavar="LINE", help="One that is made up: hosts=100,guests=2000,seed=7")
+@fleet_options
 @json_option
 @click.pass_context
 def command(context: click.Context, path: Path | None, line: str | None, as_json: bool) -> None:
@@ -50,6 +56,13 @@ def cluster_of(invocation: Invocation, path: Path | None, line: str | None) -> C
             raise RequestError(f"{path} cannot be read ({error})") from None
     with invocation.ledger() as ledger:
         return ledger.cluster()
+
+
+def check_only_planned(path: Path | None, line: str | None, *, plan_only: bool) -> None:
+    """Raises RequestError where a fleet that is not the live one would be acted upon."""
+    if (path or line) and not plan_only:
+        given = "--file" if path else "--simulate"
+        raise RequestError(f"{given} is a fleet to plan on, nothing can be moved in it; add --plan, or leave it out")
 
 
 def _document(cluster: Cluster) -> dict[str, Any]:

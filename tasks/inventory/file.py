@@ -71,6 +71,7 @@ _HOST: Mapping[str, tuple[str, _Kind]] = {
     "inbound": ("inbound", _COUNT),
     "uplink": ("uplink", _TEXT),
     "labels": ("labels", _LIST),
+    "transports": ("transports", _LIST),
     "cpu-models": ("cpu_models", _LIST),
     "cordoned": ("cordoned", _TEXT),
     "stale": ("stale", _SWITCH),

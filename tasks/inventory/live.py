@@ -34,6 +34,7 @@ def _host(record: HostRecord, fleet: Fleet) -> Host:
         inbound=record.slots[Side.DESTINATION],
         uplink=record.uplink,
         labels=record.labels,
+        transports=frozenset(record.transports),
         cordoned=_cordon(record.host, fleet),
         stale=record.alive != frozenset(Side),
     )

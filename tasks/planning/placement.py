@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.planning.cluster import Cluster, Guest
-from tasks.planning.rules import RULES, Refusal, held
+from tasks.planning.rules import RULES, Refusal, held, shared_transport
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -41,6 +41,7 @@ class Placement:
         uplink_row = {name: row for row, name in enumerate(self.uplinks)}
         self.uplink: Ints = np.array([uplink_row.get(host.uplink, NOWHERE) for host in there], dtype=np.int64)
         self._place([cluster.guests[name] for name in sorted(cluster.guests)])
+        self._transport: dict[frozenset[str], Bools] = {}
         self._cpu_model: dict[str, Bools] = {}
         self._labels: dict[frozenset[str], Bools] = {}
 
@@ -100,6 +101,7 @@ class Placement:
         found: Bools = self.open & (self.left >= self.guest_memory[row])
         found[self.at[row]] = False
         one = self.guest(row)
+        found &= self.reachable(self.hosts[self.at[row]])
         if one.cpu_model:
             found &= self._with_cpu_model(one.cpu_model)
         if one.needs:
@@ -115,8 +117,17 @@ class Placement:
             return np.zeros(len(self.hosts), dtype=np.bool_)
         one = self.guest(row)
         found: Bools = self.open & self._with_cpu_model(one.cpu_model) & self._with_labels(one.needs)
+        found &= self.reachable(self.hosts[self.at[row]])
         found[self.at[row]] = False
         return found
+
+    def reachable(self, source: str) -> Bools:
+        """Hosts to which some transport carries memory from `source`, as far as transports are known."""
+        kinds = self.cluster.hosts[source].transports
+        if kinds not in self._transport:
+            able = [shared_transport(kinds, self.cluster.hosts[name].transports) for name in self.hosts]
+            self._transport[kinds] = np.array(able, dtype=np.bool_)
+        return self._transport[kinds]
 
     def move(self, guest: str, host: str) -> None:
         """`guest` is on `host` now, its memory free where it was. Not judged: ask `candidates` first."""
@@ -164,6 +175,7 @@ class Placement:
         return {
             "stale": ~self.stale,
             "cordoned": ~self.cordoned,
+            "transport": self.reachable(self.hosts[self.at[self.guest_row[one.name]]]),
             "cpu-model": self._with_cpu_model(one.cpu_model),
             "labels": self._with_labels(one.needs),
             "anti-affinity": free,

@@ -30,7 +30,9 @@ WEB = GuestRecord("web", "alpha", 8 * GIB, 3, None, 1.5, frozenset({"db"}), froz
 
 def test_everything_that_a_plan_needs_is_there() -> None:
     found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [], 100.0)
-    assert found.hosts == {"alpha": Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=frozenset({"zone=1"}))}
+    kinds, labels = frozenset({"tcp"}), frozenset({"zone=1"})
+    alpha = Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=labels, transports=kinds)
+    assert found.hosts == {"alpha": alpha}
     assert found.guests == {
         "web": Guest(
             "web", "alpha", 8 * GIB, 1.5, 100_000_000, groups=frozenset({"db"}), needs=frozenset({"zone=1"}), moved=77.0

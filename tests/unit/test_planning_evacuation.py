@@ -30,6 +30,7 @@ def destinations(plan: Plan) -> dict[str, str]:
     return {move.guest: move.destination for move in plan.moves}
 
 
+PICKY = Guest("picky", "alpha", 50, needs=frozenset({"zone=a"}))
 ALPHA, BETA, GAMMA = Host("alpha", 100), Host("beta", 100), Host("gamma", 100)
 
 
@@ -173,7 +174,7 @@ def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
     guests = (
         Guest("big", "alpha", 60),
         Guest("big-too", "alpha", 55),
-        Guest("picky", "alpha", 50, needs=frozenset({"zone=a"})),
+        PICKY,
         Guest("there", "roomy", 130),
     )
     plan = plan_evacuation(of(*hosts, guests=guests), ["alpha"])
@@ -182,6 +183,21 @@ def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
         ("alpha", "big-too", "roomy"),
         ("alpha", "picky", "delta"),
     ]
+
+
+def test_a_guest_that_gives_up_its_place_goes_only_where_its_own_host_can_send_it() -> None:
+    zone = {"labels": frozenset({"zone=a"})}
+    verbs, tcp = frozenset({"verbs"}), frozenset({"tcp"})
+    hosts = (
+        replace(ALPHA, transports=verbs),
+        replace(BETA, **zone),
+        replace(Host("delta", 100), **zone),
+        Host("roomy", 200, transports=tcp),
+    )
+    guests = (Guest("big", "alpha", 60), Guest("big-too", "alpha", 55), PICKY)
+    plan = plan_evacuation(of(*hosts, guests=guests), ["alpha"])
+    assert destinations(plan) == {"big": "beta", "big-too": "delta"}
+    assert [guest for guest, _ in plan.refused] == ["picky"]
 
 
 @pytest.mark.parametrize("fixed", [{"stays": "vfio"}, {"moving_to": "gamma"}])

@@ -39,6 +39,10 @@ def test_a_move_that_breaks_no_rule_is_not_refused() -> None:
         (there(beta={"stale": True}), "web", "beta", "stale", "nobody has spoken for beta in time"),
         (there(beta={"cordoned": "repairs"}), "web", "beta", "cordoned", "beta is cordoned: repairs"),
         (
+            there(alpha={"transports": frozenset({"verbs", "rdma"})}, beta={"transports": frozenset({"tcp"})}),
+            *("web", "beta", "transport", "alpha has rdma, verbs, beta has tcp: nothing carries memory between them"),
+        ),
+        (
             there(web={"cpu_model": "new"}, beta={"cpu_models": frozenset({"old"})}),
             *("web", "beta", "cpu-model", "web has the CPU model new, beta offers old"),
         ),
@@ -76,14 +80,16 @@ def test_the_first_rule_of_the_table_speaks_when_several_refuse() -> None:
         Guest("db", "beta", 95, groups=frozenset("x")),
         web={"stays": "vfio", "moving_to": "gamma", "cpu_model": "new", "needs": frozenset({"a=1"})}
         | {"groups": frozenset("x")},
-        beta={"stale": True, "cordoned": "repairs", "cpu_models": frozenset({"old"})},
+        alpha={"transports": frozenset({"verbs"})},
+        beta={"stale": True, "cordoned": "repairs", "cpu_models": frozenset({"old"}), "transports": frozenset({"tcp"})},
     )
     mended: list[dict[str, Any]] = [{"stays": None}, {"moving_to": ""}]
     said = [judge(worst, "web", "beta")]
     for change in mended:
         worst = worst.placed([replace(worst.guests["web"], **change)])
         said.append(judge(worst, "web", "beta"))
-    for host_change in ({"stale": False}, {"cordoned": None}, {"cpu_models": frozenset()}, {"labels": {"a=1"}}):
+    changes: list[dict[str, Any]] = [{"stale": False}, {"cordoned": None}, {"transports": frozenset()}]
+    for host_change in (*changes, {"cpu_models": frozenset()}, {"labels": {"a=1"}}):
         worst = worst.changed([replace(worst.hosts["beta"], **host_change)])
         said.append(judge(worst, "web", "beta"))
     worst = worst.placed([replace(worst.guests["web"], groups=frozenset())])
@@ -100,6 +106,12 @@ def test_exactly_the_memory_left_is_enough() -> None:
 def test_a_cpu_model_that_nobody_knows_refuses_nothing() -> None:
     assert judge(there(web={"cpu_model": "new"}), "web", "beta") is None
     assert judge(there(beta={"cpu_models": frozenset({"old"})}), "web", "beta") is None
+
+
+def test_transports_that_are_not_known_of_one_side_refuse_nothing_and_one_in_common_is_enough() -> None:
+    both, tcp = {"transports": frozenset({"verbs", "tcp"})}, {"transports": frozenset({"tcp"})}
+    for alpha, beta in (({}, tcp), (tcp, {}), (tcp, both), (both, tcp)):
+        assert judge(there(alpha=alpha, beta=beta), "web", "beta") is None
 
 
 def test_what_holds_a_guest_is_said_without_a_destination() -> None:
