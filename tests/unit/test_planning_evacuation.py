@@ -74,9 +74,12 @@ def test_an_unknown_host_is_an_error_that_names_it() -> None:
         ({"moving_to": "beta"}, Refusal("moving", "web is on its way to beta already")),
         (
             {"memory": 101},
-            Refusal("no-memory", "no-memory on 2 hosts; it needs 101 bytes, the roomiest of these has 100 left"),
+            Refusal("no-memory", "web needs 101 bytes, beta has 100 left; web needs 101 bytes, gamma has 100 left"),
         ),
-        ({"needs": frozenset({"gpu=yes"})}, Refusal("labels", "labels on 2 hosts")),
+        (
+            {"needs": frozenset({"gpu=yes"})},
+            Refusal("labels", "web needs gpu=yes, which beta lacks; web needs gpu=yes, which gamma lacks"),
+        ),
     ],
 )
 def test_who_cannot_leave_is_refused_with_the_reason_and_the_others_go(web: dict[str, Any], refusal: Refusal) -> None:
@@ -133,7 +136,7 @@ def test_one_guest_is_moved_out_of_the_way_where_that_makes_room() -> None:
 
 def test_nobody_else_is_moved_when_that_is_not_wanted() -> None:
     plan = plan_evacuation(of(ALPHA, BETA, GAMMA, guests=CROWDED), ["alpha"], make_room=False)
-    why = "no-memory on 2 hosts; it needs 60 bytes, the roomiest of these has 40 left"
+    why = "web needs 60 bytes, beta has 40 left; web needs 60 bytes, gamma has 30 left"
     assert (plan.moves, plan.refused) == ((), (("web", Refusal("no-memory", why)),))
 
 
@@ -165,7 +168,8 @@ def test_two_guests_of_its_groups_are_not_moved_for_one() -> None:
     )
     plan = plan_evacuation(of(ALPHA, replace(BETA, labels=frozenset({"zone=a"})), GAMMA, guests=guests), ["alpha"])
     assert plan.moves == ()
-    assert plan.refused == (("web", Refusal("anti-affinity", "anti-affinity on 1 host, labels on 1 host")),)
+    why = "b-x of the same group x is on beta; web needs zone=a, which gamma lacks"
+    assert plan.refused == (("web", Refusal("anti-affinity", why)),)
 
 
 def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
