@@ -13,8 +13,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config.errors import DrovewayError, HostError, MessageError
@@ -52,6 +52,8 @@ class Offered:
     uplink: str = ""
     uplink_bandwidth: int = 0
     labels: Sequence[str] = ()
+    #: Names of the processor models that its QEMU knows; empty: not known.
+    cpu_models: Collection[str] = ()
 
     def fields(self) -> dict[str, str]:
         """As the hash of tasks/ledger/prelude.lua."""
@@ -68,6 +70,7 @@ class Offered:
             "uplink": self.uplink,
             "uplink_bandwidth": str(self.uplink_bandwidth),
             "labels": json.dumps(list(self.labels)),
+            "cpu_models": json.dumps(sorted(self.cpu_models)),
             **{f"slots:{side}": str(self.slots[side]) for side in Side},
         }
 
@@ -90,6 +93,8 @@ class HostService:
     journal_facts: Callable[[], Iterable[tuple[str, int, str, str]]]
     heartbeat_interval: float
     reconcile_interval: float
+    #: What is offered of these, as far as it is known now; it answers at once.
+    cpu_models: Callable[[], Collection[str]] = frozenset
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _lock: int = -1
@@ -164,7 +169,8 @@ class HostService:
         attempts = [attempt for attempt in Attempt.all(self.state_dir) if attempt.started()]
         jobs = [attempt.job() for attempt in attempts if _side_of(attempt) is not None]
         guests = self.owned_guests()
-        disputed = set(self.ledger.heartbeat(self.host, self.side, self.offered.fields(), jobs, guests))
+        offered = replace(self.offered, cpu_models=self.cpu_models())
+        disputed = set(self.ledger.heartbeat(self.host, self.side, offered.fields(), jobs, guests))
         # Once is the time between a handover and its record; an operator need only know of what stays so.
         for guest in disputed & self._disputed:
             log.error("guest %s is here by this host's journal, the record has it elsewhere", guest)

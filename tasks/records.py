@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from tasks.planning.cluster import BANDWIDTH
@@ -123,6 +124,8 @@ class HostRecord:
     uplink: str = ""
     uplink_bandwidth: int = 0
     labels: frozenset[str] = frozenset()
+    #: Names of the processor models that its QEMU knows; empty: not known.
+    cpu_models: frozenset[str] = frozenset()
 
     @property
     def free(self) -> int:
@@ -147,6 +150,7 @@ class HostRecord:
             "bandwidth_bytes_per_second": self.bandwidth,
             "uplink": self.uplink or None,
             "labels": sorted(self.labels),
+            "cpu_models": sorted(self.cpu_models),
         }
 
 
@@ -167,6 +171,8 @@ class GuestRecord:
     dirty_rate: float | None = None
     #: When it was moved last.
     moved: float | None = None
+    #: "": none that can be compared.
+    cpu_model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -181,6 +187,7 @@ class GuestRecord:
             "needs": sorted(self.needs),
             "dirty_bytes_per_second": self.dirty_rate,
             "moved": self.moved,
+            "cpu_model": self.cpu_model or None,
         }
 
 
@@ -254,6 +261,8 @@ class LocalGuest:
     load: float | None = None
     anti_affinity: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    #: By its name in QEMU; "": none that can be compared.
+    cpu_model: str = ""
 
 
 # --- from Redis -------------------------------------------------------------------------------------------------------
@@ -319,6 +328,7 @@ def read_host(
         uplink=_text(fields, "uplink"),
         uplink_bandwidth=int(fields.get(b"uplink_bandwidth", 0)),
         labels=frozenset(json.loads(fields.get(b"labels", b"[]"))),
+        cpu_models=_models(fields.get(b"cpu_models", b"[]")),
     )
 
 
@@ -336,7 +346,14 @@ def read_guest(guest: str, fields: Fields) -> GuestRecord:
         frozenset(rules.get("needs", ())),
         float(fields[b"dirty"]) if b"dirty" in fields else None,
         _moment(fields, "moved"),
+        rules.get("cpu_model", ""),
     )
+
+
+@lru_cache(maxsize=64)
+def _models(said: bytes) -> frozenset[str]:
+    """Hundreds of hosts say the same hundred names: they are read, and kept, once."""
+    return frozenset(json.loads(said))
 
 
 def read_pin(subject: str, said: bytes | str) -> Pin:

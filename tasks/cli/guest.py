@@ -197,7 +197,8 @@ def announce(ledger: Ledger, settings: Settings, guest: MemoryGuest | QemuGuest)
     """Tell the fleet of a guest that was just started. Raises UnreachableError."""
     epoch = highest_epochs(settings.host.state_dir).get(guest.name, 0)
     spec = guest.spec
-    started = LocalGuest(guest.name, spec.memory, epoch, anti_affinity=spec.anti_affinity, needs=spec.needs)
+    model = spec.cpu_model if isinstance(spec, QemuGuestSpec) else ""
+    started = LocalGuest(guest.name, spec.memory, epoch, None, spec.anti_affinity, spec.needs, model)
     ledger.announce(settings.host.name, started)
 
 

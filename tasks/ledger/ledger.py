@@ -381,7 +381,7 @@ class Waiter:
 
 def _guest_json(guest: LocalGuest) -> dict[str, str]:
     """Numbers as text, as below; what was not looked at is not there, and stays as it was."""
-    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs}
+    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs, "cpu_model": guest.cpu_model}
     said = {"name": guest.name, "bytes": str(guest.memory), "epoch": str(guest.epoch), "rules": json.dumps(rules)}
     return said if guest.load is None else said | {"load": f"{guest.load:.3f}"}
 

@@ -13,6 +13,7 @@ from config.errors import HostError, RefusedError, UnreachableError
 from config.settings import HistorySettings, RedisSettings, Settings, WorkerSettings
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import MigrateRequest
+from tasks.planning.rules import judge
 from tasks.reconcile import Action, reconcile
 from tasks.records import Kept, LocalGuest, MigrationRecord, Submission
 from tasks.requests import admit, cancel, snapshot, submit, watch
@@ -207,6 +208,17 @@ def test_what_a_host_says_of_itself_and_its_guests_is_read_back(ledger: Ledger) 
     assert (guest.load, guest.anti_affinity, guest.needs) == (1.5, frozenset({"db"}), frozenset({"zone=1"}))
     beat(ledger, "alpha", [replace(said, load=None)])
     assert ledger.fleet().guests["web"].load == 1.5  # not looked at is not idle
+
+
+def test_a_named_cpu_model_is_kept_from_hosts_whose_qemu_does_not_know_it(ledger: Ledger) -> None:
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0, cpu_model="new")], cpu_models='["new", "old"]')
+    beat(ledger, "beta", [], cpu_models='["old"]')
+    found = ledger.cluster()
+    assert (found.guests["web"].cpu_model, found.hosts["alpha"].cpu_models) == ("new", {"new"})
+    refusal = judge(found, "web", "beta")
+    assert refusal is not None
+    assert refusal.rule == "cpu-model"
+    assert judge(found, "web", "gamma") is None  # whose QEMU nobody has asked
 
 
 def test_a_move_leaves_behind_when_it_was_and_how_much_its_guest_wrote(ledger: Ledger) -> None:

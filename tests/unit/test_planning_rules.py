@@ -44,7 +44,7 @@ def test_a_move_that_breaks_no_rule_is_not_refused() -> None:
         ),
         (
             there(web={"cpu_model": "new"}, beta={"cpu_models": frozenset({"old"})}),
-            *("web", "beta", "cpu-model", "web has the CPU model new, beta offers old"),
+            *("web", "beta", "cpu-model", "web has the CPU model new, which beta does not know"),
         ),
         (
             there(web={"needs": frozenset({"b=1", "a=1"})}, beta={"labels": frozenset({"a=2"})}),
