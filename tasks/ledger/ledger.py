@@ -161,6 +161,10 @@ class Ledger:
         """A guest was started on `host`: known at once, not only with the next heartbeat."""
         self._heartbeat(host, "", {}, [], [guest], complete=False)
 
+    def gone(self, host: str, guest: str) -> Answer:
+        """A guest was stopped on `host`: OK | UNKNOWN | MOVED | BUSY, where heartbeats are left to find out."""
+        return self._answered("gone", guest, host, self._lease)[0]
+
     def retell(self, host: str, facts: Iterable[tuple[str, int, str, str]]) -> None:
         """Tell again what a host's journals vouch for: (guest, epoch, fact, migration)."""
         told = [[guest, f"{epoch}.{fact}.{migration}"] for guest, epoch, fact, migration in facts]

@@ -343,6 +343,41 @@ def test_a_guest_is_forgotten_only_when_its_host_has_not_named_it_for_long(
         assert client.keys("ledger:guest:*:handover") == []
 
 
+def test_a_guest_that_was_stopped_is_gone_at_once_and_no_older_listing_brings_it_back(ledger: Ledger) -> None:
+    before = [LocalGuest("web", GIB, 0), LocalGuest("db", GIB, 7)]
+    assert ledger.gone("alpha", "web") is Answer.OK
+    assert ledger.gone("alpha", "web") is Answer.UNKNOWN
+    beat(ledger, "alpha", before)
+    assert ledger.fleet().guests.keys() == {"db", "mail"}
+    assert ledger.fleet().hosts["alpha"].resident == GIB
+    ledger.announce("alpha", LocalGuest("web", 2 * GIB, 0))
+    beat(ledger, "alpha", before)
+    assert ledger.fleet().guests["web"].host == "alpha"
+    assert ledger.gone("alpha", "web") is Answer.OK
+    beat(ledger, "gamma", [LocalGuest("web", GIB, 0)])  # another one of this name
+    assert ledger.fleet().guests["web"].host == "gamma"
+
+
+def test_a_guest_that_moves_or_is_elsewhere_is_not_gone(ledger: Ledger) -> None:
+    assert ledger.gone("beta", "web") is Answer.MOVED
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    assert ledger.gone("alpha", "web") is Answer.BUSY
+    assert ledger.fleet().guests["web"].active == "m-1"
+
+
+def test_after_a_lease_its_hosts_word_is_believed_again(own_redis_server: RedisServer) -> None:
+    redis = RedisSettings(url=SecretStr(own_redis_server.url))
+    ledger = Ledger(Settings(redis=redis, worker=WorkerSettings(lease=3)))
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0)])
+    assert ledger.gone("alpha", "web") is Answer.OK
+    with own_redis_server.client() as client:
+        assert 2000 < client.pttl("droveway:guest:web:gone") <= 3000
+        client.delete("droveway:guest:web:gone")
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0)])
+    assert ledger.fleet().guests["web"].host == "alpha"
+    ledger.close()
+
+
 def test_only_a_higher_epoch_overrules_another_hosts_word(ledger: Ledger) -> None:
     assert ledger.heartbeat("beta", Side.SOURCE, offered(), [], [LocalGuest("db", GIB, 7)]) == ["db"]
     assert ledger.fleet().guests["db"].host == "alpha"
