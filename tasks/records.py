@@ -61,6 +61,8 @@ class MigrationRecord:
     restored: bool = False
     reason: str | None = None
     message: str | None = None
+    #: The job that asked for it; None: somebody did by himself, or Redis had lost it.
+    job: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -96,6 +98,7 @@ class MigrationRecord:
             "cancelling": self.cancelling,
             "reason": self.reason,
             "message": self.message,
+            "job": self.job,
         }
 
 
@@ -289,6 +292,7 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         restored=b"restored" in fields,
         reason=_text(fields, "reason") or None,
         message=_text(fields, "message") or None,
+        job=_text(fields, "job") or None,
     )
 
 

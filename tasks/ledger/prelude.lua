@@ -25,8 +25,8 @@
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it
 --
--- migration:M has: guest, source, destination, memory, capabilities, parameters, created, expires, state, epoch,
--- admitted, rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
+-- migration:M has: guest, source, destination, memory, capabilities, parameters, created, expires, job (that asked for
+-- it), state, epoch, admitted, rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
 -- nonce), claimed:SIDE, lease:SIDE, progress:SIDE (JSON), outcome:SIDE; offers as in workers/pairing/publish.lua.
 local prefix = KEYS[1]
 local retention = tonumber(ARGV[1])
