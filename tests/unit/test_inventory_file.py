@@ -94,7 +94,7 @@ def test_a_simulated_fleet_can_be_kept_and_planned_on_again() -> None:
         ("host a memory=1G stale=perhaps", "line 1: stale: 'perhaps' is neither yes nor no"),
         ('host a memory=1G cordoned="open', "line 1: No closing quotation"),
         ("guest g in a memory=1G", "line 1: 'guest g in a memory=1G' is none of"),
-        ("guest g on a memory=1G", "guest g names a host a, which no line describes"),
+        ("guest g on a memory=1G", "guest g names a host a, which is nowhere described"),
         ("host a memory=1G\nguest g on a memory=1G moving-to=b", "guest g names a host b"),
         ("host a memory=1G uplink=rack1", "host a names an uplink rack1"),
         ("uplink rack1 fast", "line 1: 'fast' is not understood"),
