@@ -136,6 +136,7 @@ def ended(alpha: Alpha, state: str) -> None:
 
 
 def test_what_becomes_known_of_its_qemu_is_said_with_the_next_heartbeat(alpha: Alpha) -> None:
+    alpha.service.beat()
     assert alpha.ledger.fleet().hosts["alpha"].cpu_models == frozenset()
     alpha.service.cpu_models = lambda: {"EPYC", "max"}
     until("the models", lambda: alpha.ledger.fleet().hosts["alpha"].cpu_models == {"EPYC", "max"})
