@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class JobRecord:
     created: float
     finished: float | None
     guests: Mapping[str, Standing]
-    moves: Sequence[str]
+    #: Migration → its guest.
+    moves: Mapping[str, str]
 
     @property
     def job(self) -> str:
@@ -69,7 +70,9 @@ def request_of(asked: Evacuation, reason: str) -> dict[str, Any]:
     return {"max_parallel": asked.most_at_once, "attempts": asked.attempts, "reason": reason}
 
 
-def read_job(job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, bytes], moves: Sequence[str]) -> JobRecord:
+def read_job(
+    job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, bytes], moves: Mapping[bytes, bytes]
+) -> JobRecord:
     """The job in the hashes that prelude.lua describes."""
     request = json.loads(fields[b"request"])
     standings = {name.decode(): _standing(json.loads(said)) for name, said in guests.items()}
@@ -90,7 +93,7 @@ def read_job(job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, byt
         int(fields[b"created"]) / 1000,
         int(fields[b"finished"]) / 1000 if b"finished" in fields else None,
         standings,
-        moves,
+        {move.decode(): guest.decode() for move, guest in moves.items()},
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from pathlib import Path
 
 import click
 
 from config.names import check_name
 from tasks.cli.evacuating import conclude, follow
+from tasks.cli.inventory import check_only_planned, cluster_of, fleet_options
 from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
 from tasks.cli.output import progress_console, show
 from tasks.cli.pinning import DURATION, check_known, check_reason
@@ -21,6 +24,7 @@ from tasks.planning.evacuation import plan_evacuation
 @click.command(cls=SettingsCommand)
 @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
 @click.option("--plan", "plan_only", is_flag=True, help="Only say what would be moved where, and what could not.")
+@fleet_options
 @click.option("--message", default="evacuation", metavar="TEXT", help="Why; whoever is refused a place reads it.")
 @click.option("--deadline", type=DURATION, metavar="TIME", help="Like 1h: nothing more is begun after that.")
 @click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Moves at once; default: what slots allow.")
@@ -30,7 +34,10 @@ from tasks.planning.evacuation import plan_evacuation
 def command(
     context: click.Context,
     hosts: tuple[str, ...],
+    *,
     plan_only: bool,
+    path: Path | None,
+    line: str | None,
     message: str,
     deadline: float | None,
     max_parallel: int | None,
@@ -45,20 +52,22 @@ def command(
     \b
     Examples:
       droveway evacuate alpha --plan
+      droveway evacuate host-007 --plan --simulate hosts=100,guests=2000,seed=7
       droveway evacuate alpha beta --message "new firmware" --deadline 1h
       job=$(droveway drain alpha --detach --json | jq -r .job); droveway show $job --watch
     """
     names = frozenset(check_name("host", host) for host in hosts)
     reason = check_reason(message)
+    check_only_planned(path, line, plan_only=plan_only)
     invocation = invocation_of(context)
+    if plan_only:
+        found = cluster_of(invocation, path, line)
+        _check_all_known(names, found.hosts)
+        plan = plan_evacuation(found, names)
+        click.echo(json.dumps(plan_json(plan))) if as_json else show(plan_table(plan))
+        return
     with invocation.ledger() as ledger:
-        known = ledger.fleet().hosts
-        for name in sorted(names):
-            check_known("host", name, known)
-        if plan_only:
-            plan = plan_evacuation(ledger.cluster(), names)
-            click.echo(json.dumps(plan_json(plan))) if as_json else show(plan_table(plan))
-            return
+        _check_all_known(names, ledger.fleet().hosts)
         until = None if deadline is None else ledger.now() + deadline
         job = Evacuation(new_job_id(), names, most_at_once=max_parallel or 0, deadline=until)
         bell = bell_for(invocation.settings)
@@ -72,3 +81,8 @@ def command(
     else:
         click.echo(record.job)
         click.echo(f"{', '.join(sorted(names))} is emptied; follow it: droveway show {record.job} --watch", err=True)
+
+
+def _check_all_known(names: Collection[str], known: Collection[str]) -> None:
+    for name in sorted(names):
+        check_known("host", name, known)

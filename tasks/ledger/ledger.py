@@ -40,6 +40,9 @@ from workers.pairing.contract import Side, Ticket
 from workers.pairing.events import Events
 from workers.pairing.keys import Keys
 
+#: Records that are read at once where all are wanted: a few MiB.
+_PAGE = 200
+
 
 class Answer(StrEnum):
     """What a script says; which of these each may say stands in its head."""
@@ -166,6 +169,10 @@ class Ledger:
         """A guest was started on `host`: known at once, not only with the next heartbeat."""
         self._heartbeat(host, "", {}, [], [guest], complete=False)
 
+    def gone(self, host: str, guest: str) -> Answer:
+        """A guest was stopped on `host`: OK | UNKNOWN | MOVED | BUSY, where heartbeats are left to find out."""
+        return self._answered("gone", guest, host, self._lease)[0]
+
     def retell(self, host: str, facts: Iterable[tuple[str, int, str, str]]) -> None:
         """Tell again what a host's journals vouch for: (guest, epoch, fact, migration)."""
         told = [[guest, f"{epoch}.{fact}.{migration}"] for guest, epoch, fact, migration in facts]
@@ -250,7 +257,7 @@ class Ledger:
 
     def moves_of(self, job: JobRecord) -> list[MigrationRecord]:
         """Every migration that it asked for and that is remembered."""
-        return list(self._records(job.moves).values())
+        return list(self._records(list(job.moves)).values())
 
     def open_jobs(self) -> list[str]:
         """Evacuations that have not ended."""
@@ -262,19 +269,20 @@ class Ledger:
             names = cast("list[bytes]", self._client.zrevrange(self._keys.jobs(), 0, count - 1))
         return self._jobs([name.decode() for name in names])
 
+    def jobs_by_age(self) -> Iterator[JobRecord]:
+        """Every evacuation that is remembered, the oldest first, read a page at a time."""
+        for page in self._pages(self._keys.jobs()):
+            yield from self._jobs(page)
+
     def _jobs(self, names: Sequence[str]) -> list[JobRecord]:
         with self._pipeline() as pipe:
             for job in names:
                 pipe.hgetall(self._keys.job(job))
                 pipe.hgetall(self._keys.job_guests(job))
-                pipe.hkeys(self._keys.job_moves(job))
+                pipe.hgetall(self._keys.job_moves(job))
             answers = iter(pipe.execute())
         found = ((job, next(answers), next(answers), next(answers)) for job in names)
-        return [
-            read_job(job, fields, guests, [move.decode() for move in moves])
-            for job, fields, guests, moves in found
-            if fields
-        ]
+        return [read_job(job, fields, guests, moves) for job, fields, guests, moves in found if fields]
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -299,6 +307,11 @@ class Ledger:
         with reaching_redis(self._settings):
             names = cast("list[bytes]", self._client.zrevrange(self._keys.migrations(), 0, count - 1))
         return list(self._records([name.decode() for name in names]).values())
+
+    def moves_by_age(self) -> Iterator[MigrationRecord]:
+        """Every migration that is remembered, the oldest first, read a page at a time."""
+        for page in self._pages(self._keys.migrations()):
+            yield from self._records(page).values()
 
     def waiting_on(self, migration: str) -> Waiter:
         """A cursor on one migration's events."""
@@ -342,6 +355,22 @@ class Ledger:
     def _members(self, key: str) -> list[str]:
         with reaching_redis(self._settings):
             return sorted(member.decode() for member in cast("set[bytes]", self._client.smembers(key)))
+
+    def _pages(self, index: str) -> Iterator[list[str]]:
+        """What an index by creation time has now, the oldest first.
+
+        A page goes on from the time of the last one, not from its place: those before it may go meanwhile.
+        """
+        since, seen, until = 0, frozenset[bytes](), round(self.now() * 1000)
+        while True:
+            with reaching_redis(self._settings):
+                page = self._client.zrangebyscore(index, since, until, 0, _PAGE + len(seen), withscores=True)
+            found = cast("list[tuple[bytes, float]]", page)
+            if not (fresh := [name for name, _ in found if name not in seen]):
+                return
+            yield [name.decode() for name in fresh]
+            since = round(found[-1][1])
+            seen = frozenset(name for name, created in found if created == since)
 
     def _records(self, migrations: Sequence[str]) -> dict[str, MigrationRecord]:
         with self._pipeline() as pipe:
@@ -389,7 +418,7 @@ class Waiter:
 
 def _guest_json(guest: LocalGuest) -> dict[str, str]:
     """Numbers as text, as below; what was not looked at is not there, and stays as it was."""
-    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs}
+    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs, "cpu_model": guest.cpu_model}
     said = {"name": guest.name, "bytes": str(guest.memory), "epoch": str(guest.epoch), "rules": json.dumps(rules)}
     return said if guest.load is None else said | {"load": f"{guest.load:.3f}"}
 

@@ -27,6 +27,7 @@ end
 redis.call('HSET', record_key(migration), 'guest', guest, 'source', source, 'destination', destination,
   'memory', ARGV[6], 'capabilities', ARGV[7], 'parameters', ARGV[8], 'expires', ARGV[9], 'priority', ARGV[10],
   'created', now, 'state', 'queued')
+if job ~= '' then redis.call('HSET', record_key(migration), 'job', job) end
 redis.call('ZADD', MIGRATIONS, now, migration)
 if refusal then
   finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[13])

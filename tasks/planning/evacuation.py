@@ -152,7 +152,9 @@ class _Search:
         near = np.flatnonzero(placement.roomless(guest))
         for row in near[np.argsort(lacking[near], kind="stable")][:_MAKE_ROOM_ON]:
             for other in self._in_the_way(guest, int(row), int(lacking[row])):
-                away = self._choose(other, placement.candidates(other))
+                # One that was placed before still leaves from where it is, not from the place that it gives up.
+                reachable = placement.reachable(self.cluster.guests[other].host)
+                away = self._choose(other, placement.candidates(other) & reachable)
                 if away is not None:
                     self._move(other, away)
                     self._move(guest, int(row))

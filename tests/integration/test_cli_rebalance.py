@@ -6,6 +6,8 @@ import os
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from config.settings import load_settings
 from tasks.ledger.ledger import Ledger
 from tasks.records import LocalGuest
@@ -27,6 +29,19 @@ def test_a_plan_says_what_evens_out_and_moves_nothing(console: Console) -> None:
     assert plan["imbalance_after"] < plan["imbalance_before"]
     assert console.said("list") == {"migrations": []}
     assert "imbalance" in console("rebalance", "--plan")[1]
+
+
+def test_a_plan_for_a_fleet_that_was_kept_or_made_up_needs_no_redis(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd_alpha()
+    kept = tmp_path / "fleet.txt"
+    kept.write_text(console("inventory")[1])
+    live = console.said("rebalance", "--plan")
+    monkeypatch.setenv("DROVEWAY_REDIS__URL", "unix:///nowhere")
+    assert console.said("rebalance", "--plan", "--file", str(kept)) == live
+    made_up = console.said("rebalance", "--plan", "--simulate", "hosts=20,guests=400,seed=1,skew=0.9")
+    assert made_up["imbalance_after"] < made_up["imbalance_before"]
 
 
 def test_its_moves_are_asked_for_once(console: Console) -> None:
@@ -56,6 +71,14 @@ def test_nothing_is_asked_for_while_an_evacuation_needs_the_slots(console: Conso
     assert console("rebalance", "--plan")[0] == 0
 
 
-def test_bad_input_is_refused(console: Console) -> None:
-    code, _, err = console("rebalance", "--max-moves", "0")
-    assert (code, "max-moves" in err) == (2, True)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-moves", "0"), "max-moves"),
+        (("--simulate", "hosts=3"), "--simulate is a fleet to plan on"),
+        (("--plan", "--simulate", "hosts=3", "--file", "x"), "give one of them"),
+    ],
+)
+def test_bad_input_is_refused(console: Console, words: tuple[str, ...], said: str) -> None:
+    code, _, err = console("rebalance", *words)
+    assert (code, said in err) == (2, True)

@@ -186,7 +186,7 @@ def test_a_deadline_that_has_passed_ends_it_with_what_was_done(ledger: Ledger) -
     begin(ledger, replace(Evacuation("e-1", frozenset({"alpha"})), deadline=ledger.now() - 1), "late")
     record = stepped(ledger)
     assert (record.state, record.reason) == (State.FAILED, "its deadline has passed; 3 of 3 guests stay")
-    assert record.moves == []
+    assert not record.moves
 
 
 def test_no_end_is_believed_while_one_of_its_moves_is_under_way(ledger: Ledger) -> None:

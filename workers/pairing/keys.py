@@ -8,6 +8,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     residents:H             hash    G → bytes of the guests on H          H's workers, finish; with the guests
     guests                  set     every G                               as guest:G
     guest:G                 hash    host, epoch, bytes, active migration  H's workers, admission, finish; with the guest
+    guest:G:gone            string  the host where it was just stopped    gone; after a lease
     guest:G:handover        hash    "EPOCH.FACT.M" → host                 movers and reconcile; goes with the guest
     migration:M             hash    the record: request, state, claims,   admission, claim, movers' offers, finish;
                                     offers, leases, progress, outcomes    expires `history.retention` after its end
