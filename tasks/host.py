@@ -19,13 +19,13 @@ from pathlib import Path
 
 from config.errors import DrovewayError, HostError, MessageError
 from tasks.bell import Bell
-from tasks.evacuate import take_steps
 from tasks.ledger.ledger import Ledger
 from tasks.messages import Doorbell
 from tasks.planning.cluster import BANDWIDTH
 from tasks.reconcile import reconcile
 from tasks.records import LocalGuest, MigrationRecord
 from tasks.requests import admit
+from tasks.steps import take_steps
 from tasks.supervise import Supervisor
 from workers.attempt import Attempt, Job
 from workers.metrics.exporter import Exporter
@@ -182,7 +182,7 @@ class HostService:
         looked = time.monotonic()
         while True:
             self._safely("heartbeat", self.beat)
-            self._safely("evacuate", lambda: take_steps(self.ledger, self.bell))
+            self._safely("jobs", lambda: take_steps(self.ledger, self.bell))
             if time.monotonic() - looked >= self.reconcile_interval:
                 looked = time.monotonic()
                 self._safely("reconcile", self.look_over)

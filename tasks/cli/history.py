@@ -1,4 +1,4 @@
-"""`droveway history`: evacuations, the latest first."""
+"""`droveway history`: jobs, the latest first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.cli.rendering.plans import jobs_table
 @json_option
 @click.pass_context
 def command(context: click.Context, count: int, as_json: bool) -> None:
-    """List evacuations, the latest first, with what they came to; single moves: `droveway list`.
+    """List evacuations, rebalancings and restores, the latest first, and what they came to; moves: `droveway list`.
 
     \b
     Examples:
@@ -30,4 +30,4 @@ def command(context: click.Context, count: int, as_json: bool) -> None:
     elif jobs:
         show(jobs_table(jobs))
     else:
-        click.echo("there was no evacuation yet; `droveway evacuate HOST --plan` says what one would do")
+        click.echo("there was no job yet; `droveway evacuate HOST --plan` says what one would do")

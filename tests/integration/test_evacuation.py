@@ -14,11 +14,13 @@ import pytest
 from config.errors import RefusedError
 from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.bell import Bell
-from tasks.evacuate import begin, cancel, snapshot, take_step
+from tasks.evacuate import begin
 from tasks.jobs import JobRecord
 from tasks.ledger.ledger import Answer, Ledger
-from tasks.planning.evacuating import Evacuation, Fate, State, Step
+from tasks.planning.evacuating import Evacuation
+from tasks.planning.job import Fate, State, Step
 from tasks.records import Kept, LocalGuest, MigrationRecord, Submission
+from tasks.steps import cancel, snapshot, take_step
 from tests.integration.console import GIB, OFFERED
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status

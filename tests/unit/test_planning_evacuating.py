@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,13 +11,12 @@ from hypothesis import strategies as st
 
 from tasks.inventory.simulated import simulate
 from tasks.planning.cluster import Cluster, Guest, Host
-from tasks.planning.evacuating import ENDED, Attempt, Evacuation, Fate, State, Step, migration_id, step
-from tasks.planning.moves import begin
-from tasks.planning.rules import Refusal
+from tasks.planning.evacuating import Evacuation, step
+from tasks.planning.job import ENDED, Attempt, Fate, State, migration_id
 from tests.clusters import clusters
+from tests.job_world import NOW, World
 
 GIB = 1 << 30
-NOW = 1_700_000_000.0
 
 
 def fleet(*guests: Guest, hosts: str = "abc") -> Cluster:
@@ -28,54 +26,6 @@ def fleet(*guests: Guest, hosts: str = "abc") -> Cluster:
 
 def guest(name: str, host: str = "a", memory: int = 8) -> Guest:
     return Guest(name, host, memory * GIB)
-
-
-@dataclass
-class World:
-    """Moves asked for are begun and end one after the other, as `fails` says; a step is taken after each end."""
-
-    cluster: Cluster
-    asked: Evacuation
-    fails: Callable[[Attempt], str] = lambda attempt: ""
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    steps: int = 0
-
-    def step(self) -> Step:
-        """As an executor does: what is asked for is begun, if the fleet still allows it."""
-        self.steps += 1
-        found = step(self.asked, self.cluster, self.attempts.values(), NOW)
-        assert found == step(self.asked, self.cluster, reversed(list(self.attempts.values())), NOW)
-        for ask in found.asks:
-            assert ask.migration not in self.attempts, "one id, one migration"
-            begun = begin(self.cluster, ask.move)
-            if not isinstance(begun, Refusal):
-                self.cluster = begun
-                self.attempts[ask.migration] = Attempt(ask.move.guest, ask.move.destination, ask.number, open=True)
-        self.asked = replace(self.asked, guests=self.asked.guests | found.guests.keys())
-        return found
-
-    def end_one(self) -> None:
-        """The move that was begun first ends."""
-        migration, attempt = next((name, each) for name, each in self.attempts.items() if each.open)
-        moving = self.cluster.guests[attempt.guest]
-        reason = self.fails(attempt)
-        self.attempts[migration] = replace(attempt, open=False, completed=not reason, reason=reason)
-        self.cluster = self.cluster.placed(
-            [replace(moving, moving_to="", host=moving.host if reason else attempt.destination)]
-        )
-
-    def lived(self, *, patient: bool = True) -> Step:
-        """The last step of all; not `patient`: the deadline passes once nothing is under way."""
-        for _ in range(10_000):
-            found = self.step()
-            if found.state in ENDED:
-                return found
-            if any(each.open for each in self.attempts.values()):
-                self.end_one()
-            else:
-                assert not patient, f"it waits for nothing: {found}"
-                self.asked = replace(self.asked, deadline=NOW)
-        raise AssertionError("it does not end")
 
 
 def evacuation(*hosts: str, **more: object) -> Evacuation:

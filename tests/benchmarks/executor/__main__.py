@@ -18,10 +18,12 @@ from typing import Any
 import redis
 
 from config.settings import RedisSettings, Settings, WorkerSettings
-from tasks.evacuate import begin, snapshot, take_step
+from tasks.evacuate import begin
 from tasks.ledger.ledger import Ledger
-from tasks.planning.evacuating import Evacuation, State
+from tasks.planning.evacuating import Evacuation
+from tasks.planning.job import State
 from tasks.records import LocalGuest, MigrationRecord
+from tasks.steps import snapshot, take_step
 from tests.benchmarks.rdma.report import Bar
 from tests.integration.console import GIB, OFFERED
 from tests.redis_server import RedisServer
