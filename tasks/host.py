@@ -21,13 +21,13 @@ from typing import TypeVar
 
 from config.errors import DrovewayError, HostError, MessageError
 from tasks.bell import Bell
-from tasks.evacuate import BETWEEN_STEPS, take_steps
 from tasks.ledger.ledger import Ledger
 from tasks.messages import Doorbell
 from tasks.planning.cluster import BANDWIDTH
 from tasks.reconcile import reconcile
 from tasks.records import LocalGuest, MigrationRecord
 from tasks.requests import admit
+from tasks.steps import BETWEEN_STEPS, take_steps
 from tasks.supervise import Supervisor
 from workers.attempt import Attempt, Job
 from workers.metrics.exporter import Exporter
@@ -202,12 +202,12 @@ class HostService:
             if time.monotonic() - beaten >= self.heartbeat_interval:
                 beaten = time.monotonic()
                 self._safely("heartbeat", self.beat)
-            emptying = self._safely("evacuate", lambda: take_steps(self.ledger, self.bell))
+            working = self._safely("jobs", lambda: take_steps(self.ledger, self.bell))
             if time.monotonic() - looked >= self.reconcile_interval:
                 looked = time.monotonic()
                 self._safely("reconcile", self.look_over)
             # A step asks for what can go next; between two of them links would fall idle.
-            pause = min(self.heartbeat_interval, self.reconcile_interval, BETWEEN_STEPS if emptying else math.inf)
+            pause = min(self.heartbeat_interval, self.reconcile_interval, BETWEEN_STEPS if working else math.inf)
             if self._stopping.wait(pause):
                 return
 

@@ -1,4 +1,4 @@
-"""`droveway history`: evacuations, the latest first; or all that is remembered, as lines to be kept elsewhere."""
+"""`droveway history`: jobs, the latest first; or all that is remembered, as lines to be kept elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KINDS = ("job", "move")
 def command(
     context: click.Context, *, count: int, export: bool, since: float | None, kind: str | None, as_json: bool
 ) -> None:
-    """List evacuations, the latest first, with what they came to; single moves: `droveway list`.
+    """List evacuations, rebalancings and restores, the latest first, and what they came to; moves: `droveway list`.
 
     Redis forgets what ended long ago (`history.retention`). To keep it, export it now and then, each time a little more
     than has passed since; the ids, `migration` or `job`, tell what is there twice. What has not ended is left out.
@@ -55,7 +55,7 @@ def command(
     elif jobs:
         show(jobs_table(jobs))
     else:
-        click.echo("there was no evacuation yet; `droveway evacuate HOST --plan` says what one would do")
+        click.echo("there was no job yet; `droveway evacuate HOST --plan` says what one would do")
 
 
 def _ended(ledger: Ledger, since: float | None, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:

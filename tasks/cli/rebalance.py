@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
+from config.errors import RequestError
 from tasks.cli.inventory import check_only_planned, cluster_of, fleet_options
 from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
+from tasks.cli.job_following import apply_option, carry_on, parallel_option, wait_option
 from tasks.cli.output import show
+from tasks.cli.pinning import DURATION, check_known, check_reason
 from tasks.cli.rendering.plans import rebalance_json, rebalance_table
+from tasks.ledger.ledger import Ledger
+from tasks.plan_file import MAX_BYTES, read_rebalance
+from tasks.planning.moves import Move
 from tasks.planning.rebalancing import Policy, plan_rebalance
-from tasks.rebalance import ask, planned
+from tasks.rebalance import DEADLINE, begin_moves, planned
 
 _DEFAULT = Policy()
 
@@ -20,44 +28,83 @@ _DEFAULT = Policy()
 @click.command(cls=SettingsCommand)
 @click.option("--plan", "plan_only", is_flag=True, help="Only say what would be moved where, and what it gains.")
 @fleet_options
+@apply_option
 @click.option(
     "--max-moves",
     type=click.IntRange(1),
-    default=_DEFAULT.most_moves,
-    show_default=True,
-    help="Moves of one plan: what was planned on figures long past is not worth making.",
+    metavar="N",
+    help=f"Moves of one plan, at most; default: {_DEFAULT.most_moves}.",
 )
+@click.option("--message", default="rebalance", metavar="TEXT", help="Why; the history says so.")
+@click.option(
+    "--deadline", type=DURATION, default=DEADLINE, metavar="TIME", help="Nothing more is begun after that: 1h."
+)
+@parallel_option
+@wait_option
 @json_option
 @click.pass_context
 def command(
-    context: click.Context, plan_only: bool, path: Path | None, line: str | None, max_moves: int, as_json: bool
+    context: click.Context,
+    *,
+    plan_only: bool,
+    path: Path | None,
+    line: str | None,
+    kept: BinaryIO | None,
+    max_moves: int | None,
+    message: str,
+    deadline: float | None,
+    most_at_once: int | None,
+    wait: bool,
+    as_json: bool,
 ) -> None:
     """Move guests from hosts that are fuller or busier to those that are less, as long as a move gains enough.
 
-    Asks for the moves and returns; `droveway status --watch` follows them. Nobody who was moved within the last hour is
-    moved again, and nothing is asked for while an evacuation needs the slots.
+    Nobody who was moved within the last hour is moved again. It is refused while another job needs the slots, and once
+    an evacuation begins it asks for no more moves. The workers carry it on by themselves: Ctrl-C only ends the
+    following. Exit code 0 means that every guest is where it was to be.
+
+    With --apply exactly the moves of that plan are made, each only if the rules still allow it.
 
     \b
     Examples:
       droveway rebalance --plan
       droveway rebalance --plan --file fleet.txt
-      droveway rebalance --max-moves 5 && droveway status --watch
+      droveway rebalance --max-moves 5
+      droveway rebalance --plan --json > plan.json && droveway rebalance --apply plan.json --detach
     """
+    reason = check_reason(message)
     check_only_planned(path, line, plan_only=plan_only)
-    invocation, policy, asked = invocation_of(context), Policy(most_moves=max_moves), None
+    if kept and (plan_only or max_moves):
+        raise RequestError("--apply follows a plan that is there, --plan and --max-moves make one; give one of them")
+    before = read_rebalance(kept.read(MAX_BYTES + 1)) if kept else None
+    invocation, policy = invocation_of(context), Policy(most_moves=max_moves or _DEFAULT.most_moves)
     if plan_only:
         found = cluster_of(invocation, path, line)
         plan = plan_rebalance(found, policy, found.taken)
-    else:
-        with invocation.ledger() as ledger:
-            plan = planned(ledger, policy)
-            asked = ask(ledger, bell_for(invocation.settings), plan)
-    if as_json:
-        beside = {} if asked is None else {"migrations": dict(asked.migrations), "refused_now": dict(asked.refused)}
-        click.echo(json.dumps(rebalance_json(plan) | beside))
+        click.echo(json.dumps(rebalance_json(plan))) if as_json else show(rebalance_table(plan))
         return
-    show(rebalance_table(plan))
-    if asked is not None:
-        click.echo(f"{len(asked.migrations)} moves were asked for; follow them: droveway status --watch")
-        for guest, why in asked.refused:
-            click.echo(f"{guest} was refused: {why}", err=True)
+    with invocation.ledger() as ledger:
+        if before:
+            moves, why = tuple(each.move for each in before.moves), before.reason
+            imbalance = before.imbalance_before, before.imbalance_after
+            _check_hosts(ledger, moves)
+        else:
+            plan = planned(ledger, policy)
+            moves, why, imbalance = plan.moves, plan.reason, (plan.imbalance_before, plan.imbalance_after)
+        bell = bell_for(invocation.settings)
+        job = begin_moves(
+            ledger, bell, moves, imbalance, reason, most_at_once=most_at_once or 0, deadline=deadline or DEADLINE
+        )
+        if job is not None:
+            carry_on(ledger, bell, job, wait=wait, as_json=as_json)
+        elif as_json:
+            click.echo(json.dumps({"job": None, "reason": why}))
+        else:
+            click.echo(f"nothing is to be moved: {why}")
+
+
+def _check_hosts(ledger: Ledger, moves: Sequence[Move]) -> None:
+    """A guest would wait for a host that was mistyped."""
+    known = ledger.fleet().hosts
+    for host in sorted({host for move in moves for host in (move.source, move.destination)}):
+        check_known("host", host, known)

@@ -1,4 +1,4 @@
-"""`droveway show`: everything about one migration or evacuation."""
+"""`droveway show`: everything about one migration or job."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 from rich.console import Group, RenderableType
 
 from config.errors import RequestError
-from tasks.cli.evacuating import conclude, follow
 from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
+from tasks.cli.job_following import conclude, follow
 from tasks.cli.output import progress_console, show
 from tasks.cli.rendering.attempts import attempts_json, attempts_of, attempts_table
 from tasks.cli.rendering.facts import Facts
@@ -24,7 +24,7 @@ from tasks.requests import snapshot
 
 @click.command(cls=SettingsCommand)
 @click.argument("what", metavar="MIGRATION|JOB")
-@click.option("--watch", is_flag=True, help="Follow a job to its end first; exit code 0 when its hosts are empty.")
+@click.option("--watch", is_flag=True, help="Follow a job to its end first; exit code 0 when all went well.")
 @json_option
 @click.pass_context
 def command(context: click.Context, what: str, watch: bool, as_json: bool) -> None:

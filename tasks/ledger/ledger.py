@@ -19,9 +19,9 @@ from config.errors import RefusedError
 from config.redis import coordination_client, reaching_redis
 from config.settings import Settings
 from tasks.inventory import live
-from tasks.jobs import JobRecord, read_job, request_of
+from tasks.jobs import JobRecord, Kind, Order, read_job, request_of
 from tasks.planning.cluster import Cluster
-from tasks.planning.evacuating import Evacuation, Step
+from tasks.planning.job import Step
 from tasks.records import (
     Fields,
     Fleet,
@@ -228,11 +228,12 @@ class Ledger:
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
-    def begin_job(self, asked: Evacuation, reason: str) -> tuple[Answer, str]:
-        """Write an evacuation down and close its hosts: OK | EXISTS | BUSY, job | UNKNOWN, host."""
-        request = json.dumps(request_of(asked, reason))
+    def begin_job(self, order: Order) -> tuple[Answer, str]:
+        """Write a job down, and close or open its hosts: OK | EXISTS | BUSY, job | UNKNOWN, host."""
+        asked = order.asked
+        hosts, request = json.dumps(sorted(asked.hosts)), json.dumps(request_of(order))
         deadline = "" if asked.deadline is None else round(asked.deadline * 1000)
-        return self._answered("begin_job", asked.job, json.dumps(sorted(asked.hosts)), request, reason, deadline)
+        return self._answered("begin_job", asked.job, order.kind, hosts, request, order.message, deadline)
 
     def note_job(self, job: str, found: Step) -> tuple[Answer, str]:
         """What a step came to: OK | ENDED | GONE | OCCUPIED, by what (it said that this is the end, and it is not)."""
@@ -252,19 +253,20 @@ class Ledger:
         return Answer(_decoded(self._run("turn", job, interval, "1" if again else ""))) is Answer.OK
 
     def find_job(self, job: str) -> JobRecord | None:
-        """One evacuation; None when there is none (never was, or past its retention)."""
+        """One job; None when there is none (never was, or past its retention)."""
         return next(iter(self._jobs([job])), None)
 
     def moves_of(self, job: JobRecord) -> list[MigrationRecord]:
         """Every migration that it asked for and that is remembered."""
         return list(self._records(list(job.moves)).values())
 
-    def open_jobs(self) -> list[str]:
-        """Evacuations that have not ended."""
-        return self._members(self._keys.open_jobs())
+    def open_jobs(self, *kinds: Kind) -> list[str]:
+        """Jobs that have not ended; of these kinds, if any is named."""
+        found = self._members(self._keys.open_jobs())
+        return [record.job for record in self._jobs(found) if record.kind in kinds] if kinds else found
 
     def jobs(self, count: int = 20) -> list[JobRecord]:
-        """The latest evacuations, newest first."""
+        """The latest jobs, newest first."""
         with reaching_redis(self._settings):
             names = cast("list[bytes]", self._client.zrevrange(self._keys.jobs(), 0, count - 1))
         return self._jobs([name.decode() for name in names])

@@ -23,9 +23,11 @@
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
 --                                   since (ms), expires (ms, or 0: never)
---   jobs                    zset    J (an evacuation) by creation time
+--   jobs                    zset    J by creation time
 --   jobs:open               set     J not ended
---   job:J                   hash    hosts, request (JSON), deadline (ms, or ''), created, state, reason, stepped, cancel, finished
+--   job:J                   hash    kind (evacuation | rebalance | restore; none: evacuation), hosts (JSON: those that it empties
+--                                   or brings guests back to), request (JSON), deadline (ms, or ''), created, state, reason,
+--                                   stepped, cancel, gave_way (the evacuation that a rebalancing gave way to), finished
 --   job:J:guests            hash    G → how it stands (JSON)
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it
@@ -60,6 +62,9 @@ local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled =
 local function job_key(job) return prefix .. 'job:' .. job end
 local function job_guests_key(job) return prefix .. 'job:' .. job .. ':guests' end
 local function job_moves_key(job) return prefix .. 'job:' .. job .. ':moves' end
+
+-- Records of before there were others are evacuations.
+local function job_kind(record) return record.kind or 'evacuation' end
 
 -- A hash as a table; nil when there is none.
 local function read(key)

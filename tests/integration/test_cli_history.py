@@ -13,10 +13,10 @@ import pytest
 
 from config.errors import RefusedError
 from config.settings import load_settings
-from tasks.evacuate import take_step
 from tasks.ledger import ledger as ledger_module
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.records import LocalGuest, MigrationRecord, Submission
+from tasks.steps import take_step
 from tests.integration.console import GIB, OFFERED, Console
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
