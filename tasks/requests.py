@@ -22,7 +22,7 @@ PATIENCE = 60.0
 def submit(ledger: Ledger, request: MigrateRequest, fleet: Fleet | None = None, job: str = "") -> str:
     """Write a new migration down, `queued`; its id. Submitting the same request again is the same migration.
 
-    `fleet`: as it was read already, when much is asked for at once. `job`: the evacuation that asks. Raises
+    `fleet`: as it was read already, when much is asked for at once. `job`: the one that asks. Raises
     RequestError, RefusedError, UnreachableError. Follow with `admit`.
     """
     if ledger.find(request.migration) is not None:
