@@ -275,7 +275,7 @@ class Submission:
     capabilities: Mapping[str, bool]
     parameters: Mapping[str, int | str]
     expires: float | None = None
-    #: The evacuation that asks; "": none.
+    #: The job that asks; "": none.
     job: str = ""
     priority: Priority = Priority.USER
 

@@ -28,7 +28,7 @@ def submit(
 ) -> str:
     """Write a new migration down, `queued`; its id. Submitting the same request again is the same migration.
 
-    `fleet`: as it was read already, when much is asked for at once. `job`: the evacuation that asks. `priority`: other
+    `fleet`: as it was read already, when much is asked for at once. `job`: the one that asks. `priority`: other
     than what the request says itself. Raises RequestError, RefusedError, UnreachableError. Follow with `admit`.
     """
     if ledger.find(request.migration) is not None:

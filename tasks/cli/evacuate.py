@@ -26,7 +26,7 @@ from tasks.steps import take_step
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("hosts", metavar="HOST...", nargs=-1)
+@click.argument("hosts", metavar="[HOST...]", nargs=-1)
 @click.option("--plan", "plan_only", is_flag=True, help="Only say what would be moved where, and what could not.")
 @fleet_options
 @apply_option

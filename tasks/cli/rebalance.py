@@ -87,7 +87,7 @@ def command(
         if before:
             moves, why = tuple(each.move for each in before.moves), before.reason
             imbalance = before.imbalance_before, before.imbalance_after
-            _check_hosts(ledger, moves)
+            _check_known(ledger, moves)
         else:
             plan = planned(ledger, policy)
             moves, why, imbalance = plan.moves, plan.reason, (plan.imbalance_before, plan.imbalance_after)
@@ -103,8 +103,10 @@ def command(
             click.echo(f"nothing is to be moved: {why}")
 
 
-def _check_hosts(ledger: Ledger, moves: Sequence[Move]) -> None:
-    """A guest would wait for a host that was mistyped."""
-    known = ledger.fleet().hosts
-    for host in sorted({host for move in moves for host in (move.source, move.destination)}):
-        check_known("host", host, known)
+def _check_known(ledger: Ledger, moves: Sequence[Move]) -> None:
+    """A host that was mistyped would be waited for, and a guest taken for one that is gone."""
+    fleet = ledger.fleet()
+    for move in moves:
+        check_known("guest", move.guest, fleet.guests)
+        for host in (move.source, move.destination):
+            check_known("host", host, fleet.hosts)

@@ -114,12 +114,17 @@ def test_a_plan_that_is_not_as_it_was_printed_is_refused(
     assert console.said("history") == {"jobs": []}
 
 
-def test_a_plan_that_names_an_unknown_host_is_refused(console: Console, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "typo", "said"), [("destination", "betta", "beta"), ("guest", "wep", "web")])
+def test_a_plan_that_names_what_is_unknown_is_refused(
+    console: Console, tmp_path: Path, field: str, typo: str, said: str
+) -> None:
     crowd_alpha()
     file = tmp_path / "plan.json"
-    file.write_text(json.dumps(console.said("rebalance", "--plan")).replace("beta", "betta"))
+    plan = console.said("rebalance", "--plan")
+    plan["moves"][0][field] = typo
+    file.write_text(json.dumps(plan))
     code, _, err = console("rebalance", "--apply", str(file))
-    assert (code, "did you mean beta" in err) == (3, True)
+    assert (code, f"did you mean {said}" in err) == (3, True)
 
 
 @pytest.mark.parametrize(

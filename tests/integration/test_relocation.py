@@ -321,6 +321,7 @@ def test_a_record_of_before_there_were_other_kinds_is_an_evacuation(ledger: Ledg
     assert (record.kind, record.guests["g9"].home) == (Kind.EVACUATION, "")
     with pytest.raises(RefusedError, match="e-0 empties hosts"):
         rebalancing(ledger, "b1 beta gamma")
+    assert ledger.note_job("e-0", Step(State.COMPLETED, "so it seemed")) == (Answer.OCCUPIED, "alpha")
     assert lived(ledger, "e-0").state is State.COMPLETED
 
 

@@ -86,6 +86,13 @@ def test_room_that_somebody_leaves_is_waited_for_and_kept_for_who_comes_first() 
     assert world.lived().state is State.COMPLETED
 
 
+def test_room_that_somebody_else_is_on_the_way_to_is_taken() -> None:
+    theirs = replace(guest("theirs", "c", 40), moving_to="b")
+    found = step(relocation("g1 a b"), fleet(guest("g1", "a", 40), theirs), [], NOW)
+    assert (found.asks, found.guests["g1"].fate) == ((), Fate.REFUSED)
+    assert found.guests["g1"].reason.startswith("no-memory:")
+
+
 def test_room_that_nobody_leaves_is_not_waited_for() -> None:
     cluster = fleet(guest("g1", "a", 40), guest("g2", "b", 40))
     found = step(relocation("g1 a b"), cluster, [], NOW)

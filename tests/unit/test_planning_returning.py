@@ -41,6 +41,13 @@ def test_who_cannot_come_says_why_and_is_wanted_all_the_same() -> None:
     assert [move.guest for move in found.wanted] == ["ok", "big", "kept"]
 
 
+def test_there_is_room_for_the_biggest_and_the_others_say_what_is_missing() -> None:
+    cluster = fleet(Guest("g1", "b", 10 * GIB), Guest("g2", "c", 8 * GIB), Guest("g3", "c", 4 * GIB))
+    found = plan_return(cluster, ["a"], dict.fromkeys(("g1", "g2", "g3"), "a"))
+    assert [move.guest for move in found.moves] == ["g1", "g3"]
+    assert [(move.guest, refusal.rule) for move, refusal in found.refused] == [("g2", "no-memory")]
+
+
 def test_each_goes_to_the_host_that_it_left() -> None:
     cluster = fleet(Guest("g1", "c", GIB), Guest("g2", "c", GIB))
     assert plan_return(cluster, ["a", "b"], {"g1": "a", "g2": "b"}).moves == (
