@@ -75,6 +75,12 @@ class Calendar:
         minute = local.hour * 60 + local.minute
         return not self.windows or any(window.open(local.weekday(), minute) for window in self.windows)
 
+    def stays_open(self, now: float, most: float) -> float:
+        """Seconds for which it stays open from `now` on, at most `most`; windows end with a minute."""
+        minute = now - now % 60
+        ends = (minute + 60 * number for number in range(int(most / 60) + 1))
+        return next((max(0.0, end - now) for end in ends if not self.open(end)), most)
+
     def _after(self, moment: datetime) -> Iterator[float]:
         """Matches after `moment`, in order; where clocks are put back it may begin with earlier ones."""
         return (match.timestamp() for match in CronSim(self.cron, moment.astimezone(self.zone)))

@@ -34,6 +34,7 @@ from workers.attempt import MOVER, Attempt, Status
 from workers.dirty.choose import TRACKERS
 from workers.guests.load import Loads
 from workers.guests.local import LocalGuests
+from workers.guests.qemu.cpu_models import CpuModels
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
 from workers.pairing.redis import RedisPairing
@@ -157,6 +158,7 @@ def host_service(
         journal_facts=lambda: told_by_journals(state_dir),
         heartbeat_interval=lease / _BEATS_PER_LEASE,
         reconcile_interval=settings.worker.reconcile_interval,
+        cpu_models=CpuModels().known,
     )
 
 
@@ -198,6 +200,7 @@ def owned_guests(settings: Settings, guests: LocalGuests, loads: Loads) -> list[
             load.get(guest.pid or 0),
             guest.anti_affinity,
             guest.needs,
+            guest.cpu_model,
         )
         for guest in found
         if guest.memory is not None and owned_here(state_dir, guest.name)

@@ -1,40 +1,19 @@
-"""Emptying hosts: begun, taken one step further, cancelled. The judgement is tasks.planning.evacuating's.
-
-    job in Redis ─► the fleet, the moves so far ─► step (pure) ─► submit · cancel · admit and ring ─► job in Redis
-
-Anybody may take steps, any number at once, and die at any instant: a step only looks at what is there, its moves have
-ids that do not depend on who asks, and each is checked again by admission. Every host's workers take them.
-"""
+"""Emptying hosts: begun here, carried on by `steps`. The judgement is tasks.planning.evacuating's."""
 
 from __future__ import annotations
 
-import logging
-import time
-
-from config.errors import RefusedError, RequestError
-from tasks.bell import Bell
-from tasks.inventory.live import cluster
-from tasks.jobs import JobRecord, attempts_of
+from config.errors import RefusedError
+from tasks.jobs import Kind, Order
 from tasks.ledger.ledger import Answer, Ledger
-from tasks.messages import MigrateRequest
-from tasks.planning.evacuating import Evacuation, Step, step
-from tasks.records import Fleet, Priority
-from tasks.requests import admit, submit
-from tasks.scheduled import give_way
-
-log = logging.getLogger("droveway.evacuate")
-
-#: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
-#: large fleet does not keep Redis busy.
-BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
+from tasks.planning.evacuating import Evacuation
 
 
 def begin(ledger: Ledger, asked: Evacuation, reason: str) -> None:
-    """Write an evacuation down; its hosts take no guests from here on.
+    """Write an evacuation down; its hosts take no guests from here on, and rebalancing gives way to it.
 
     Raises RefusedError (`unknown-host`, `busy`), UnreachableError.
     """
-    answer, detail = ledger.begin_job(asked, reason)
+    answer, detail = ledger.begin_job(Order(Kind.EVACUATION, asked, reason))
     match answer:
         case Answer.UNKNOWN:
             raise RefusedError(f"No host {detail} is known; `droveway hosts` shows what there is.", "unknown-host")
@@ -44,85 +23,3 @@ def begin(ledger: Ledger, asked: Evacuation, reason: str) -> None:
                 f" (`droveway cancel {detail}`) first.",
                 "busy",
             )
-
-
-def take_steps(ledger: Ledger, bell: Bell) -> bool:
-    """A step of every evacuation under way of which nobody has just taken one; whether there is any.
-
-    Raises UnreachableError.
-    """
-    jobs = ledger.open_jobs()
-    for job in jobs:
-        take_step(ledger, bell, job)
-    return bool(jobs)
-
-
-def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
-    """One step, unless somebody has just taken one. Raises UnreachableError."""
-    if not ledger.turn(job, BETWEEN_STEPS):
-        return
-    began = time.monotonic()
-    record = ledger.find_job(job)
-    if record is None or record.ended:
-        return
-    _take(ledger, bell, record)
-    if (took := time.monotonic() - began) * _TIMES_A_STEP > BETWEEN_STEPS:
-        ledger.turn(job, took * _TIMES_A_STEP, again=True)
-
-
-def cancel(ledger: Ledger, bell: Bell, job: str) -> str:
-    """Ask for the end of an evacuation; its state then. Its moves are cancelled where that is still possible.
-
-    Raises RefusedError (`unknown-job`, `ended`), UnreachableError.
-    """
-    answer, state = ledger.cancel_job(job)
-    if answer is Answer.GONE:
-        raise unknown(job)
-    if answer is Answer.ENDED:
-        raise RefusedError(f"{job} is {state} already; there is nothing to cancel.", "ended")
-    record = snapshot(ledger, job)
-    if not record.ended:
-        _take(ledger, bell, record)
-    return str(snapshot(ledger, job).state)
-
-
-def snapshot(ledger: Ledger, job: str) -> JobRecord:
-    """The job now. Raises RefusedError (`unknown-job`), UnreachableError."""
-    record = ledger.find_job(job)
-    if record is None:
-        raise unknown(job)
-    return record
-
-
-def unknown(job: str) -> RefusedError:
-    """No such evacuation."""
-    return RefusedError(f"There is no job {job:.80}; `droveway history` shows what there is.", "unknown-job")
-
-
-def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
-    # The fleet is read last: a move that ends meanwhile is then still under way for this step, and no guest is taken
-    # for one that waits because its move was over before it was looked at.
-    moves, under_way, fleet = ledger.moves_of(record), ledger.open(), ledger.fleet()
-    now = ledger.now()
-    found = step(record.asked, cluster(fleet, under_way, now), attempts_of(moves), now)
-    _submit(ledger, found, fleet, record.job)
-    ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
-    for migration in ending:
-        ledger.cancel(migration, f"The evacuation {record.job} was cancelled, or sends it elsewhere.")
-    if give_way(ledger, under_way) or found.asks or ending:
-        admit(ledger, bell)
-    answer, detail = ledger.note_job(record.job, found)
-    if answer is Answer.OCCUPIED:
-        log.info("%s is not at its end yet: %s", record.job, detail)
-
-
-def _submit(ledger: Ledger, found: Step, fleet: Fleet, job: str) -> None:
-    """Ask for what is next. What the fleet no longer allows is left to the next step, which plans on what is there."""
-    for ask in found.asks:
-        request = MigrateRequest(
-            migration=ask.migration, guest=ask.move.guest, source=ask.move.source, destination=ask.move.destination
-        )
-        try:
-            submit(ledger, request, fleet, job, Priority.EVACUATION)
-        except (RequestError, RefusedError) as refusal:
-            log.info("%s: %s: %s", job, ask.move.guest, refusal)

@@ -14,20 +14,20 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from config.errors import DrovewayError, HostError, MessageError
 from tasks.bell import Bell
-from tasks.evacuate import BETWEEN_STEPS, take_steps
 from tasks.ledger.ledger import Ledger
 from tasks.messages import Doorbell
 from tasks.planning.cluster import BANDWIDTH
 from tasks.reconcile import reconcile
 from tasks.records import LocalGuest, MigrationRecord
 from tasks.requests import admit
+from tasks.steps import BETWEEN_STEPS, take_steps
 from tasks.supervise import Supervisor
 from workers.attempt import Attempt, Job
 from workers.metrics.exporter import Exporter
@@ -61,6 +61,8 @@ class Offered:
     labels: Sequence[str] = ()
     #: Migrations that may prepare while as many as there are slots send.
     ahead: int = 0
+    #: Names of the processor models that its QEMU knows; empty: not known.
+    cpu_models: Collection[str] = ()
 
     def fields(self) -> dict[str, str]:
         """As the hash of tasks/ledger/prelude.lua."""
@@ -78,6 +80,7 @@ class Offered:
             "uplink_bandwidth": str(self.uplink_bandwidth),
             "labels": json.dumps(list(self.labels)),
             "ahead": str(self.ahead),
+            "cpu_models": json.dumps(sorted(self.cpu_models)),
             **{f"slots:{side}": str(self.slots[side]) for side in Side},
         }
 
@@ -100,6 +103,8 @@ class HostService:
     journal_facts: Callable[[], Iterable[tuple[str, int, str, str]]]
     heartbeat_interval: float
     reconcile_interval: float
+    #: What is offered of these, as far as it is known now; it answers at once.
+    cpu_models: Callable[[], Collection[str]] = frozenset
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _lock: int = -1
@@ -176,7 +181,8 @@ class HostService:
             replace(attempt.job(), granted=attempt.granted()) for attempt in attempts if _side_of(attempt) is not None
         ]
         guests = self.owned_guests()
-        disputed = set(self.ledger.heartbeat(self.host, self.side, self.offered.fields(), jobs, guests))
+        offered = replace(self.offered, cpu_models=self.cpu_models())
+        disputed = set(self.ledger.heartbeat(self.host, self.side, offered.fields(), jobs, guests))
         # Once is the time between a handover and its record; an operator need only know of what stays so.
         for guest in disputed & self._disputed:
             log.error("guest %s is here by this host's journal, the record has it elsewhere", guest)
@@ -196,12 +202,12 @@ class HostService:
             if time.monotonic() - beaten >= self.heartbeat_interval:
                 beaten = time.monotonic()
                 self._safely("heartbeat", self.beat)
-            emptying = self._safely("evacuate", lambda: take_steps(self.ledger, self.bell))
+            working = self._safely("jobs", lambda: take_steps(self.ledger, self.bell))
             if time.monotonic() - looked >= self.reconcile_interval:
                 looked = time.monotonic()
                 self._safely("reconcile", self.look_over)
             # A step asks for what can go next; between two of them links would fall idle.
-            pause = min(self.heartbeat_interval, self.reconcile_interval, BETWEEN_STEPS if emptying else math.inf)
+            pause = min(self.heartbeat_interval, self.reconcile_interval, BETWEEN_STEPS if working else math.inf)
             if self._stopping.wait(pause):
                 return
 

@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from config.capabilities import read_options
 from config.errors import DrovewayError, MessageError, RefusedError
 from tasks.bell import Bell
 from tasks.host import HostService
 from tasks.ledger.ledger import Ledger
 from tasks.messages import CheckRequest, DestinationDoorbell, MigrateRequest, Rebalance, Reconcile, SourceDoorbell
 from tasks.reconcile import reconcile
-from tasks.records import Submission
-from tasks.requests import admit, submit
+from tasks.requests import admit, record_refused, submit
 from tasks.scheduled import tick
 from workers.metrics.exporter import Exporter
 
@@ -58,7 +56,8 @@ class Tasks:
         try:
             submit(self.ledger, request)
         except (RefusedError, MessageError) as refusal:
-            self._record(request, refusal if isinstance(refusal, RefusedError) else RefusedError(str(refusal)))
+            said = refusal if isinstance(refusal, RefusedError) else RefusedError(str(refusal))
+            record_refused(self.ledger, request, said)
             raise
         admit(self.ledger, self.bell)
 
@@ -85,16 +84,6 @@ class Tasks:
     def check(self, body: object) -> None:
         """A producer asks whether a guest could move."""
         self.examine(CheckRequest.read(body, self.clock()))
-
-    def _record(self, request: MigrateRequest, refusal: RefusedError) -> None:
-        """Write a refused request down as failed, so that whoever sent it can read why."""
-        capabilities, parameters = read_options(request.capabilities, request.parameters)
-        guest = self.ledger.fleet().guests.get(request.guest)
-        source = request.source or (guest.host if guest else "unknown")
-        memory = guest.memory if guest else 0
-        asked, chosen = capabilities.to_json(), parameters.to_json()
-        submission = Submission(request.migration, request.guest, source, request.destination, memory, asked, chosen)
-        self.ledger.submit(submission, refusal)
 
     def _guarded(self, handler: Handler) -> Handler:
         def run(body: object) -> None:

@@ -1,29 +1,24 @@
-"""One rebalancing by hand: plan on the fleet of this moment, ask for the plan's moves. The judgement is pure.
+"""Spreading guests out, once: a plan on the fleet of this moment, and the job that makes its moves. The judgement is
+pure; `steps` carries the job on.
 
-What it asks for are migrations like any others: admission looks at each again, and nothing is lost when this ends in
-the middle. Planning again counts what is under way where it will be, so that asking twice moves nobody twice.
+    planned ─► a plan to look at, keep, or begin ─► begin_rebalance ─► a job, whose every move is judged again
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from config.errors import RefusedError
 from tasks.bell import Bell
-from tasks.ledger.ledger import Ledger
-from tasks.messages import MigrateRequest, new_migration_id
+from tasks.jobs import Kind, Order, new_job_id
+from tasks.ledger.ledger import Answer, Ledger
+from tasks.planning.moves import Move
 from tasks.planning.rebalancing import Policy, RebalancePlan, plan_rebalance
-from tasks.records import Priority
-from tasks.requests import admit, submit
+from tasks.planning.relocating import Relocation
+from tasks.steps import take_step
 
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What became of a plan's moves: guest → migration, and guest → why it was refused now."""
-
-    migrations: Sequence[tuple[str, str]]
-    refused: Sequence[tuple[str, str]]
+#: Seconds after which nothing more of a plan is begun: the figures that it was made on are long past then.
+DEADLINE = 3600.0
 
 
 def planned(ledger: Ledger, policy: Policy) -> RebalancePlan:
@@ -32,25 +27,45 @@ def planned(ledger: Ledger, policy: Policy) -> RebalancePlan:
     return plan_rebalance(found, policy, found.taken)
 
 
-def ask(ledger: Ledger, bell: Bell, plan: RebalancePlan, priority: Priority = Priority.REBALANCE) -> Asked:
-    """Ask for the moves, those that gain most first.
+def begin_rebalance(ledger: Ledger, bell: Bell, plan: RebalancePlan, message: str) -> str | None:
+    """Begin the job that makes these moves, those that gain most first; its id, or None when there is none to make.
 
-    Raises RefusedError (`evacuating`: an evacuation needs the slots), UnreachableError.
+    Raises RefusedError (`evacuating`, `busy`: another job needs the slots), UnreachableError.
     """
+    return begin_moves(ledger, bell, plan.moves, (plan.imbalance_before, plan.imbalance_after), message)
+
+
+def begin_moves(
+    ledger: Ledger,
+    bell: Bell,
+    moves: Sequence[Move],
+    imbalance: tuple[float, float],
+    message: str,
+    *,
+    most_at_once: int = 0,
+    deadline: float = DEADLINE,
+    policy: str = "",
+) -> str | None:
+    """The same for moves that were planned before. `imbalance`: before and after them, as planned; `deadline` in
+    seconds from now; `policy`: whose tick begins it."""
     if jobs := ledger.open_jobs():
-        raise RefusedError(
-            f"{jobs[0]} is emptying hosts and needs the slots; rebalance when it has ended (`droveway show {jobs[0]}"
-            " --watch`).",
-            "evacuating",
-        )
-    migrations, refused, fleet = [], [], ledger.fleet()
-    for move in plan.moves:
-        request = MigrateRequest(
-            migration=new_migration_id(), guest=move.guest, source=move.source, destination=move.destination
-        )
-        try:
-            migrations.append((move.guest, submit(ledger, request, fleet, priority=priority)))
-        except RefusedError as refusal:
-            refused.append((move.guest, str(refusal)))
-    admit(ledger, bell)
-    return Asked(migrations, refused)
+        raise _needs_the_slots(ledger, jobs[0])
+    if not moves:
+        return None
+    job = new_job_id(Kind.REBALANCE)
+    asked = Relocation(job, tuple(moves), most_at_once=most_at_once, deadline=ledger.now() + deadline)
+    answer, other = ledger.begin_job(Order(Kind.REBALANCE, asked, message, imbalance, policy))
+    if answer is Answer.BUSY:  # it was begun since
+        raise _needs_the_slots(ledger, other)
+    take_step(ledger, bell, job)
+    return job
+
+
+def _needs_the_slots(ledger: Ledger, job: str) -> RefusedError:
+    record = ledger.find_job(job)
+    evacuating = record is not None and record.kind is Kind.EVACUATION
+    return RefusedError(
+        f"{job} {'empties hosts' if evacuating else 'moves guests'} and needs the slots; rebalance when it has ended"
+        f" (`droveway show {job} --watch`).",
+        "evacuating" if evacuating else "busy",
+    )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from typing import Any
 
 from tasks.planning.cluster import BANDWIDTH
@@ -76,6 +77,8 @@ class MigrationRecord:
     restored: bool = False
     reason: str | None = None
     message: str | None = None
+    #: The job that asked for it; None: somebody did by himself, or Redis had lost it.
+    job: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -114,6 +117,7 @@ class MigrationRecord:
             "cancelling": self.cancelling,
             "reason": self.reason,
             "message": self.message,
+            "job": self.job,
         }
 
 
@@ -147,6 +151,8 @@ class HostRecord:
     labels: frozenset[str] = frozenset()
     #: Migrations that may prepare while as many as there are slots send.
     ahead: int = 0
+    #: Names of the processor models that its QEMU knows; empty: not known.
+    cpu_models: frozenset[str] = frozenset()
 
     @property
     def free(self) -> int:
@@ -172,6 +178,7 @@ class HostRecord:
             "bandwidth_bytes_per_second": self.bandwidth,
             "uplink": self.uplink or None,
             "labels": sorted(self.labels),
+            "cpu_models": sorted(self.cpu_models),
         }
 
     def _slots_json(self, side: Side) -> dict[str, int]:
@@ -195,6 +202,8 @@ class GuestRecord:
     dirty_rate: float | None = None
     #: When it was moved last.
     moved: float | None = None
+    #: "": none that can be compared.
+    cpu_model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -209,6 +218,7 @@ class GuestRecord:
             "needs": sorted(self.needs),
             "dirty_bytes_per_second": self.dirty_rate,
             "moved": self.moved,
+            "cpu_model": self.cpu_model or None,
         }
 
 
@@ -265,7 +275,7 @@ class Submission:
     capabilities: Mapping[str, bool]
     parameters: Mapping[str, int | str]
     expires: float | None = None
-    #: The evacuation that asks; "": none.
+    #: The job that asks; "": none.
     job: str = ""
     priority: Priority = Priority.USER
 
@@ -283,6 +293,8 @@ class LocalGuest:
     load: float | None = None
     anti_affinity: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    #: By its name in QEMU; "": none that can be compared.
+    cpu_model: str = ""
 
 
 # --- from Redis -------------------------------------------------------------------------------------------------------
@@ -312,6 +324,7 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         restored=b"restored" in fields,
         reason=_text(fields, "reason") or None,
         message=_text(fields, "message") or None,
+        job=_text(fields, "job") or None,
     )
 
 
@@ -359,6 +372,7 @@ def read_host(
         uplink=_text(fields, "uplink"),
         uplink_bandwidth=int(fields.get(b"uplink_bandwidth", 0)),
         labels=frozenset(json.loads(fields.get(b"labels", b"[]"))),
+        cpu_models=_models(fields.get(b"cpu_models", b"[]")),
     )
 
 
@@ -376,7 +390,14 @@ def read_guest(guest: str, fields: Fields) -> GuestRecord:
         frozenset(rules.get("needs", ())),
         float(fields[b"dirty"]) if b"dirty" in fields else None,
         _moment(fields, "moved"),
+        rules.get("cpu_model", ""),
     )
+
+
+@lru_cache(maxsize=64)
+def _models(said: bytes) -> frozenset[str]:
+    """Hundreds of hosts say the same hundred names: they are read, and kept, once."""
+    return frozenset(json.loads(said))
 
 
 def read_pin(subject: str, said: bytes | str) -> Pin:
@@ -446,9 +467,9 @@ class PolicyRecord:
     over: int = 0
     imbalance: float = 0.0
     reason: str = ""
-    #: When it last asked for moves, and for how many.
+    #: The job that it began last, and when.
+    job: str | None = None
     acted: float | None = None
-    moves: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -458,8 +479,8 @@ class PolicyRecord:
             "over": self.over,
             "imbalance": self.imbalance if self.judged else None,
             "reason": self.reason,
+            "job": self.job,
             "acted": self.acted,
-            "moves": self.moves,
         }
 
 
@@ -467,13 +488,13 @@ def read_policy(fields: Fields) -> PolicyRecord:
     """The hash of tasks/ledger/prelude.lua; an empty one was never judged."""
     if not fields:
         return PolicyRecord()
-    acted = fields.get(b"acted")
+    job, acted = fields.get(b"job"), fields.get(b"acted")
     return PolicyRecord(
         int(fields[b"due"]) / 1000,
         int(fields[b"judged"]) / 1000,
         int(fields[b"over"]),
         float(fields[b"imbalance"]),
         fields[b"reason"].decode(),
+        job.decode() if job else None,
         int(acted) / 1000 if acted else None,
-        int(fields.get(b"moves") or 0),
     )

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import monotonic, sleep
 
+from config.capabilities import read_options
 from config.errors import RefusedError, RequestError, UnreachableError
 from tasks.admission import busy, judge
 from tasks.bell import Bell
 from tasks.ledger.ledger import Answer, Ledger, Waiter
 from tasks.messages import MigrateRequest
-from tasks.records import Fleet, MigrationRecord, Priority
+from tasks.records import Fleet, MigrationRecord, Priority, Submission
 from workers.pairing.contract import Side
 
 #: Seconds for which a watcher rides out a Redis that is away: as long as a restart takes.
@@ -27,7 +28,7 @@ def submit(
 ) -> str:
     """Write a new migration down, `queued`; its id. Submitting the same request again is the same migration.
 
-    `fleet`: as it was read already, when much is asked for at once. `job`: the evacuation that asks. `priority`: other
+    `fleet`: as it was read already, when much is asked for at once. `job`: the one that asks. `priority`: other
     than what the request says itself. Raises RequestError, RefusedError, UnreachableError. Follow with `admit`.
     """
     if ledger.find(request.migration) is not None:
@@ -49,6 +50,22 @@ def submit(
         case Answer.ENDED:
             raise RefusedError(f"{job} has ended or was cancelled; it asks for nothing more.", "ended")
     return request.migration
+
+
+def record_refused(ledger: Ledger, request: MigrateRequest, refusal: RefusedError, job: str = "") -> None:
+    """Write a request that `submit` refused down as failed, so that whoever sent it can read why.
+
+    Raises RequestError (the options), UnreachableError.
+    """
+    capabilities, parameters = read_options(request.capabilities, request.parameters)
+    guest = ledger.fleet().guests.get(request.guest)
+    source = request.source or (guest.host if guest else "unknown")
+    memory = guest.memory if guest else 0
+    asked, chosen = capabilities.to_json(), parameters.to_json()
+    submission = Submission(
+        request.migration, request.guest, source, request.destination, memory, asked, chosen, job=job
+    )
+    ledger.submit(submission, refusal)
 
 
 def admit(ledger: Ledger, bell: Bell, unless_looked: float = 0.0) -> list[str]:

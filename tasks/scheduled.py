@@ -1,26 +1,27 @@
 """Guests spread out on a schedule: what a policy does at each moment of its calendar. The judgement is pure.
 
     beat ─► message ─► tick: which due moment is it? ─► one look at the fleet ─► judge_tick ─► written down, once
-                                                                                 └─► plan_rebalance ─► asked for
+                                                                                 └─► plan_rebalance ─► a job
 
 Any number of beats may send, and a message may come twice: a due moment is judged by whoever writes its judgement down
-first. Moves are asked for after that, so at most once; should the worker die in between, the ticks that were counted
-above the threshold still count, and the next one acts.
+first. The job is begun after that, so at most once; should the worker die in between, the ticks that were counted above
+the threshold still count, and the next one acts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 from config.errors import RefusedError
 from config.settings import RebalanceSettings
 from tasks.bell import Bell
+from tasks.jobs import JobRecord, Kind
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import Rebalance
-from tasks.planning.rebalancing import Policy, RebalancePlan, imbalance_of, judge_tick, plan_rebalance
-from tasks.rebalance import ask
-from tasks.records import MigrationRecord, Priority
+from tasks.planning.cluster import Cluster
+from tasks.planning.job import Fate
+from tasks.planning.rebalancing import Policy, imbalance_of, judge_tick, plan_rebalance
+from tasks.rebalance import DEADLINE, begin_moves
 
 log = logging.getLogger("droveway.rebalance")
 
@@ -34,56 +35,50 @@ def policy_of(terms: RebalanceSettings) -> Policy:
 
 
 def tick(ledger: Ledger, bell: Bell, message: Rebalance) -> None:
-    """Judge the policy's latest due moment unless that was done, and ask for moves where it is time to.
+    """Judge the policy's latest due moment unless that was done, and begin to move guests where it is time to.
 
     Raises UnreachableError.
     """
     now = ledger.now()
     due = message.terms.calendar.due(now + EARLY)
     while (before := ledger.policies([message.policy])[message.policy]).due < due:
-        cluster, under_way = ledger.cluster(), ledger.open()
-        policy, imbalance = policy_of(message.terms), imbalance_of(cluster)
+        jobs = [record for job in ledger.open_jobs() if (record := ledger.find_job(job))]
+        cluster = ledger.cluster()
+        imbalance = imbalance_of(cluster)
         found = judge_tick(
             imbalance,
             before.over,
-            policy,
-            under_way=sum(_of_a_policy(each) and not each.ended for each in under_way),
-            evacuating=bool(ledger.open_jobs()),
+            policy_of(message.terms),
+            under_way=sum(_left(each) for each in jobs if each.kind is Kind.REBALANCE),
+            evacuating=any(each.kind is not Kind.REBALANCE for each in jobs),
             window_open=message.terms.calendar.open(now),
         )
         over = before.over + 1 if found.act else found.over
         if ledger.judged(message.policy, before, due, over, imbalance, found.reason) is Answer.OK:
             log.info("%s: %s", message.policy, found.reason)
             if found.act:
-                moves, became = _act(ledger, bell, plan_rebalance(cluster, policy, now))
+                job, became = _act(ledger, bell, message, cluster, now)
                 log.info("%s: %s", message.policy, became)
-                ledger.acted(message.policy, due, moves, f"{found.reason}: {became}")
+                ledger.acted(message.policy, due, job, f"{found.reason}: {became}")
             return
     log.debug("%s: this moment was judged already", message.policy)
 
 
-def give_way(ledger: Ledger, under_way: Iterable[MigrationRecord]) -> bool:
-    """An evacuation needs the slots: cancel what policies asked for and is still queued; whether there was any.
-
-    Raises UnreachableError.
-    """
-    queued = [each.migration for each in under_way if _of_a_policy(each) and each.state == "queued"]
-    for migration in queued:
-        ledger.cancel(migration, "It gave way to an evacuation.")
-    return bool(queued)
-
-
-def _act(ledger: Ledger, bell: Bell, plan: RebalancePlan) -> tuple[int, str]:
-    """Ask for the plan's moves, behind everything that somebody waits for; how many, and what became of it."""
-    if not plan.moves:
-        return 0, f"nothing is to be moved, {plan.reason}"
+def _act(ledger: Ledger, bell: Bell, message: Rebalance, cluster: Cluster, now: float) -> tuple[str, str]:
+    """Begin the job ("": none), and what became of it. It begins no more moves once the window is closed."""
+    plan = plan_rebalance(cluster, policy_of(message.terms), now)
+    imbalance = plan.imbalance_before, plan.imbalance_after
+    deadline = message.terms.calendar.stays_open(now, DEADLINE)
+    reason = f"the policy {message.policy}"
     try:
-        asked = ask(ledger, bell, plan, Priority.SCHEDULED)
+        job = begin_moves(ledger, bell, plan.moves, imbalance, reason, deadline=deadline, policy=message.policy)
     except RefusedError as refusal:
-        return 0, str(refusal)
-    refused = f", {len(asked.refused)} were refused" if asked.refused else ""
-    return len(asked.migrations), f"{len(asked.migrations)} moves were asked for{refused}"
+        return "", str(refusal)
+    if job is None:
+        return "", f"nothing is to be moved, {plan.reason}"
+    return job, f"{job} moves {len(plan.moves)} guests"
 
 
-def _of_a_policy(record: MigrationRecord) -> bool:
-    return record.priority == Priority.SCHEDULED
+def _left(job: JobRecord) -> int:
+    """Moves that have not ended; one at least, of a job that has not."""
+    return max(1, job.count(Fate.MOVING, Fate.WAITING))

@@ -24,6 +24,7 @@ def hosts(draw: st.DrawFn, name: str) -> Host:
         inbound=draw(st.integers(1, 2)),
         uplink=draw(st.sampled_from(["", "rack-1", "rack-2"])),
         labels=draw(st.frozensets(st.sampled_from(["disk=fast", "zone=a"]))),
+        transports=draw(st.sampled_from([frozenset(), frozenset({"tcp"}), frozenset({"verbs"})])),
         cpu_models=draw(st.sampled_from([frozenset(), frozenset({"old"}), frozenset({"old", "new"})])),
         cordoned=draw(_sometimes("repairs", 6)),
         stale=draw(_sometimes(True, 8)) is True,

@@ -1,4 +1,4 @@
-"""`droveway cancel`: end a migration before its guest is given away, or an evacuation."""
+"""`droveway cancel`: end a migration before its guest is given away, or a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import click
 
-from tasks import evacuate
+from tasks import steps
 from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_option
 from tasks.requests import cancel
 
@@ -16,11 +16,13 @@ from tasks.requests import cancel
 @json_option
 @click.pass_context
 def command(context: click.Context, what: str, as_json: bool) -> None:
-    """End MIGRATION, its guest goes on at the source; or JOB, an evacuation, and with it its moves.
+    """End MIGRATION, its guest goes on at the source; or JOB, and with it its moves.
+
+    A job is an evacuation, a rebalancing or a restore.
 
     Asks and returns. Once the guest was given away it is too late: then the move goes on to its end.
 
-    The hosts of an evacuation stay cordoned: `droveway uncordon` opens them again.
+    The hosts of an evacuation stay cordoned: `droveway restore` opens them again.
 
     \b
     Examples:
@@ -31,7 +33,7 @@ def command(context: click.Context, what: str, as_json: bool) -> None:
     with invocation.ledger() as ledger:
         bell = bell_for(invocation.settings)
         is_job = ledger.find_job(what) is not None
-        state = evacuate.cancel(ledger, bell, what) if is_job else cancel(ledger, bell, what)
+        state = steps.cancel(ledger, bell, what) if is_job else cancel(ledger, bell, what)
     if as_json:
         click.echo(json.dumps({"job" if is_job else "migration": what, "state": state}))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from config.errors import MigrationFailedError, RefusedError, RequestError, UnreachableError
+from config.errors import HostError, MigrationFailedError, RefusedError, RequestError, UnreachableError
 from config.names import check_name
 from config.settings import Settings
 from config.units import BYTES, BYTES_PER_SECOND, Unit
@@ -28,7 +29,7 @@ from workers.guests.qemu.guest import QemuGuest
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.handover.journal import driving
 from workers.handover.machine import Entry
-from workers.settle import highest_epochs
+from workers.settle import highest_epochs, owned_here
 
 #: What a journal says last while nobody has decided yet whose the guest is.
 _UNDECIDED = frozenset({Entry.BEGUN, Entry.READY, Entry.GIVEN})
@@ -197,8 +198,15 @@ def announce(ledger: Ledger, settings: Settings, guest: MemoryGuest | QemuGuest)
     """Tell the fleet of a guest that was just started. Raises UnreachableError."""
     epoch = highest_epochs(settings.host.state_dir).get(guest.name, 0)
     spec = guest.spec
-    started = LocalGuest(guest.name, spec.memory, epoch, anti_affinity=spec.anti_affinity, needs=spec.needs)
+    model = spec.cpu_model if isinstance(spec, QemuGuestSpec) else ""
+    started = LocalGuest(guest.name, spec.memory, epoch, None, spec.anti_affinity, spec.needs, model)
     ledger.announce(settings.host.name, started)
+
+
+def _gone(invocation: Invocation, name: str) -> None:
+    """Tell the fleet, which else learns it from this host's heartbeats, some seconds later."""
+    with contextlib.suppress(UnreachableError, HostError), invocation.ledger() as ledger:
+        ledger.gone(invocation.settings.host.name, name)
 
 
 @command.command("list")
@@ -255,7 +263,10 @@ def stop(context: click.Context, name: str, force: bool, as_json: bool) -> None:
                 "`droveway reconcile`, or add --force if its memory may be lost.",
                 "unresolved",
             )
+        ours = owned_here(invocation.settings.host.state_dir, name)
         invocation.guests.stop(name)
+    if ours:
+        _gone(invocation, name)
     if as_json:
         click.echo(json.dumps({"guest": name, "stopped": True}))
     else:

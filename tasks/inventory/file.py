@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
@@ -71,6 +71,7 @@ _HOST: Mapping[str, tuple[str, _Kind]] = {
     "inbound": ("inbound", _COUNT),
     "uplink": ("uplink", _TEXT),
     "labels": ("labels", _LIST),
+    "transports": ("transports", _LIST),
     "cpu-models": ("cpu_models", _LIST),
     "cordoned": ("cordoned", _TEXT),
     "stale": ("stale", _SWITCH),
@@ -147,14 +148,28 @@ class _Reading:
 
     def cluster(self) -> Cluster:
         """All of it. Raises ValueError for a name that no line explains."""
-        for guest in self._guests.values():
-            for there in (guest.host, guest.moving_to):
-                if there and there not in self._hosts:
-                    raise ValueError(f"guest {guest.name} names a host {there}, which no line describes")
-        for host in self._hosts.values():
-            if host.uplink and host.uplink not in self._uplinks:
-                raise ValueError(f"host {host.name} names an uplink {host.uplink}, which no line describes")
-        return Cluster(self._hosts, self._guests, self._uplinks, self._taken)
+        return joined(self._hosts.values(), self._guests.values(), self._uplinks, self._taken)
+
+
+def joined(hosts: Iterable[Host], guests: Iterable[Guest], uplinks: Mapping[str, int], taken: float) -> Cluster:
+    """The cluster of these. Raises ValueError for a name that is there twice, or is named and nowhere described."""
+    found, there = _by_name("host", hosts), _by_name("guest", guests)
+    for guest in there.values():
+        for name in (guest.host, guest.moving_to):
+            if name and name not in found:
+                raise ValueError(f"guest {guest.name} names a host {name}, which is nowhere described")
+    for host in found.values():
+        if host.uplink and host.uplink not in uplinks:
+            raise ValueError(f"host {host.name} names an uplink {host.uplink}, which is nowhere described")
+    return Cluster(found, there, dict(uplinks), taken)
+
+
+def _by_name(kind: str, things: Iterable[_T]) -> dict[str, _T]:
+    found: dict[str, _T] = {}
+    for each in things:
+        _new(each.name, found, kind)
+        found[each.name] = each
+    return found
 
 
 def _new(name: str, known: Mapping[str, object], kind: str) -> None:

@@ -13,18 +13,20 @@ def cluster(fleet: Fleet, open_migrations: Iterable[MigrationRecord], now: float
     """The fleet at `now` (the server's clock).
 
     A migration that still waits for its slot counts as under way: its guest is taken, and its memory will be needed. A
-    host that guests are on and nobody speaks for is stale, and so offers nothing.
+    host that guests are on and nobody speaks for is stale, and so offers nothing. Of the CPU models that a host knows,
+    those stand there that some guest has: a QEMU knows more than a hundred. A host that knows none of these keeps all.
     """
     going = {record.guest: record.destination.host for record in open_migrations if not record.ended}
     guests = {record.guest: _guest(record, going.get(record.guest, ""), fleet) for record in fleet.guests.values()}
     named = {host for guest in guests.values() for host in (guest.host, guest.moving_to) if host}
     silent = named - fleet.hosts.keys()
-    hosts = {record.host: _host(record, fleet) for record in fleet.hosts.values()}
+    wanted = frozenset(guest.cpu_model for guest in guests.values() if guest.cpu_model)
+    hosts = {record.host: _host(record, wanted, fleet) for record in fleet.hosts.values()}
     hosts |= {name: Host(name, memory=0, stale=True, cordoned=_cordon(name, fleet)) for name in silent}
     return Cluster(hosts, guests, _uplinks(fleet), now)
 
 
-def _host(record: HostRecord, fleet: Fleet) -> Host:
+def _host(record: HostRecord, wanted: frozenset[str], fleet: Fleet) -> Host:
     return Host(
         record.host,
         record.memory,
@@ -34,6 +36,8 @@ def _host(record: HostRecord, fleet: Fleet) -> Host:
         inbound=record.slots[Side.DESTINATION],
         uplink=record.uplink,
         labels=record.labels,
+        transports=frozenset(record.transports),
+        cpu_models=wanted and (record.cpu_models & wanted or record.cpu_models),
         cordoned=_cordon(record.host, fleet),
         stale=record.alive != frozenset(Side),
     )
@@ -49,6 +53,7 @@ def _guest(record: GuestRecord, moving_to: str, fleet: Fleet) -> Guest:
         round(record.dirty_rate or 0),
         groups=record.anti_affinity,
         needs=record.needs,
+        cpu_model=record.cpu_model,
         stays=kept.reason if kept else None,
         moving_to=moving_to,
         moved=record.moved,

@@ -1,4 +1,4 @@
--- Ask for the end of an evacuation: the next step ends it.
+-- Ask for the end of a job: the next step ends it.
 --
 --   ARGV  retention, J
 --

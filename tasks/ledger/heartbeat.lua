@@ -7,7 +7,7 @@
 --         guests: [{name, bytes, epoch, rules, load?}], '1' when these are all guests of the host
 --
 -- → {guests said to be here, while the record has them elsewhere}
-local host, side, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local host, side, lease, complete = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[8] == '1'
 
 -- An attempt that Redis forgot, or remembers from before its admission, is written back by the host that has it.
 local function restore(attempt)
@@ -85,9 +85,7 @@ local function forget(listed)
   for _, name in ipairs(redis.call('HKEYS', residents_key(host))) do
     local known = read(guest_key(name))
     if not listed[name] and (not known or (known.active == '' and now - tonumber(known.seen) > 2 * lease)) then
-      redis.call('HDEL', residents_key(host), name)
-      redis.call('DEL', guest_key(name), guest_key(name) .. ':handover')
-      redis.call('SREM', GUESTS, name)
+      forget_guest(name, host)
     end
   end
 end
@@ -100,9 +98,13 @@ end
 local elsewhere, listed = {}, {}
 for _, guest in ipairs(cjson.decode(ARGV[7])) do
   listed[guest.name] = true
-  if not register(guest) then table.insert(elsewhere, guest.name) end
+  -- Somebody who names one guest has just started it; a listing may be older than its end.
+  if not complete then redis.call('DEL', gone_key(guest.name)) end
+  if redis.call('GET', gone_key(guest.name)) ~= host and not register(guest) then
+    table.insert(elsewhere, guest.name)
+  end
 end
-if ARGV[8] == '1' then forget(listed) end
+if complete then forget(listed) end
 
 if side ~= '' then
   for field, value in pairs(cjson.decode(ARGV[5])) do redis.call('HSET', host_key(host), field, value) end

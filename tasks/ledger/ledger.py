@@ -19,9 +19,9 @@ from config.errors import RefusedError
 from config.redis import coordination_client, reaching_redis
 from config.settings import Settings
 from tasks.inventory import live
-from tasks.jobs import JobRecord, read_job, request_of
+from tasks.jobs import JobRecord, Kind, Order, read_job, request_of
 from tasks.planning.cluster import Cluster
-from tasks.planning.evacuating import Evacuation, Step
+from tasks.planning.job import Step
 from tasks.records import (
     Fields,
     Fleet,
@@ -41,6 +41,9 @@ from workers.attempt import Job, Status
 from workers.pairing.contract import Side, Ticket
 from workers.pairing.events import Events
 from workers.pairing.keys import Keys
+
+#: Records that are read at once where all are wanted: a few MiB.
+_PAGE = 200
 
 
 class Answer(StrEnum):
@@ -168,6 +171,10 @@ class Ledger:
         """A guest was started on `host`: known at once, not only with the next heartbeat."""
         self._heartbeat(host, "", {}, [], [guest], complete=False)
 
+    def gone(self, host: str, guest: str) -> Answer:
+        """A guest was stopped on `host`: OK | UNKNOWN | MOVED | BUSY, where heartbeats are left to find out."""
+        return self._answered("gone", guest, host, self._lease)[0]
+
     def retell(self, host: str, facts: Iterable[tuple[str, int, str, str]]) -> None:
         """Tell again what a host's journals vouch for: (guest, epoch, fact, migration)."""
         told = [[guest, f"{epoch}.{fact}.{migration}"] for guest, epoch, fact, migration in facts]
@@ -223,11 +230,12 @@ class Ledger:
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
-    def begin_job(self, asked: Evacuation, reason: str) -> tuple[Answer, str]:
-        """Write an evacuation down and close its hosts: OK | EXISTS | BUSY, job | UNKNOWN, host."""
-        request = json.dumps(request_of(asked, reason))
+    def begin_job(self, order: Order) -> tuple[Answer, str]:
+        """Write a job down, and close or open its hosts: OK | EXISTS | BUSY, job | UNKNOWN, host."""
+        asked = order.asked
+        hosts, request = json.dumps(sorted(asked.hosts)), json.dumps(request_of(order))
         deadline = "" if asked.deadline is None else round(asked.deadline * 1000)
-        return self._answered("begin_job", asked.job, json.dumps(sorted(asked.hosts)), request, reason, deadline)
+        return self._answered("begin_job", asked.job, order.kind, hosts, request, order.message, deadline)
 
     def note_job(self, job: str, found: Step) -> tuple[Answer, str]:
         """What a step came to: OK | ENDED | GONE | OCCUPIED, by what (it said that this is the end, and it is not)."""
@@ -247,36 +255,38 @@ class Ledger:
         return Answer(_decoded(self._run("turn", job, interval, "1" if again else ""))) is Answer.OK
 
     def find_job(self, job: str) -> JobRecord | None:
-        """One evacuation; None when there is none (never was, or past its retention)."""
+        """One job; None when there is none (never was, or past its retention)."""
         return next(iter(self._jobs([job])), None)
 
     def moves_of(self, job: JobRecord) -> list[MigrationRecord]:
         """Every migration that it asked for and that is remembered."""
-        return list(self._records(job.moves).values())
+        return list(self._records(list(job.moves)).values())
 
-    def open_jobs(self) -> list[str]:
-        """Evacuations that have not ended."""
-        return self._members(self._keys.open_jobs())
+    def open_jobs(self, *kinds: Kind) -> list[str]:
+        """Jobs that have not ended; of these kinds, if any is named."""
+        found = self._members(self._keys.open_jobs())
+        return [record.job for record in self._jobs(found) if record.kind in kinds] if kinds else found
 
     def jobs(self, count: int = 20) -> list[JobRecord]:
-        """The latest evacuations, newest first."""
+        """The latest jobs, newest first."""
         with reaching_redis(self._settings):
             names = cast("list[bytes]", self._client.zrevrange(self._keys.jobs(), 0, count - 1))
         return self._jobs([name.decode() for name in names])
+
+    def jobs_by_age(self) -> Iterator[JobRecord]:
+        """Every evacuation that is remembered, the oldest first, read a page at a time."""
+        for page in self._pages(self._keys.jobs()):
+            yield from self._jobs(page)
 
     def _jobs(self, names: Sequence[str]) -> list[JobRecord]:
         with self._pipeline() as pipe:
             for job in names:
                 pipe.hgetall(self._keys.job(job))
                 pipe.hgetall(self._keys.job_guests(job))
-                pipe.hkeys(self._keys.job_moves(job))
+                pipe.hgetall(self._keys.job_moves(job))
             answers = iter(pipe.execute())
         found = ((job, next(answers), next(answers), next(answers)) for job in names)
-        return [
-            read_job(job, fields, guests, [move.decode() for move in moves])
-            for job, fields, guests, moves in found
-            if fields
-        ]
+        return [read_job(job, fields, guests, moves) for job, fields, guests, moves in found if fields]
 
     # --- policies by which guests are spread out ----------------------------------------------------------------------
 
@@ -292,9 +302,10 @@ class Ledger:
         moments = round(before.due * 1000), round(due * 1000)
         return Answer(_decoded(self._run("judged", policy, *moments, over, imbalance, reason)))
 
-    def acted(self, policy: str, due: float, moves: int, reason: str) -> Answer:
-        """Write down what a tick asked for, and begin to count anew: OK | TAKEN, when a later moment was judged."""
-        return Answer(_decoded(self._run("acted", policy, round(due * 1000), moves, reason)))
+    def acted(self, policy: str, due: float, job: str, reason: str) -> Answer:
+        """Write down the job that a tick began ("": none), and begin to count anew: OK | TAKEN, when a later moment was
+        judged."""
+        return Answer(_decoded(self._run("acted", policy, round(due * 1000), job, reason)))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -319,6 +330,11 @@ class Ledger:
         with reaching_redis(self._settings):
             names = cast("list[bytes]", self._client.zrevrange(self._keys.migrations(), 0, count - 1))
         return list(self._records([name.decode() for name in names]).values())
+
+    def moves_by_age(self) -> Iterator[MigrationRecord]:
+        """Every migration that is remembered, the oldest first, read a page at a time."""
+        for page in self._pages(self._keys.migrations()):
+            yield from self._records(page).values()
 
     def waiting_on(self, migration: str) -> Waiter:
         """A cursor on one migration's events."""
@@ -362,6 +378,22 @@ class Ledger:
     def _members(self, key: str) -> list[str]:
         with reaching_redis(self._settings):
             return sorted(member.decode() for member in cast("set[bytes]", self._client.smembers(key)))
+
+    def _pages(self, index: str) -> Iterator[list[str]]:
+        """What an index by creation time has now, the oldest first.
+
+        A page goes on from the time of the last one, not from its place: those before it may go meanwhile.
+        """
+        since, seen, until = 0, frozenset[bytes](), round(self.now() * 1000)
+        while True:
+            with reaching_redis(self._settings):
+                page = self._client.zrangebyscore(index, since, until, 0, _PAGE + len(seen), withscores=True)
+            found = cast("list[tuple[bytes, float]]", page)
+            if not (fresh := [name for name, _ in found if name not in seen]):
+                return
+            yield [name.decode() for name in fresh]
+            since = round(found[-1][1])
+            seen = frozenset(name for name, created in found if created == since)
 
     def _records(self, migrations: Sequence[str]) -> dict[str, MigrationRecord]:
         with self._pipeline() as pipe:
@@ -409,7 +441,7 @@ class Waiter:
 
 def _guest_json(guest: LocalGuest) -> dict[str, str]:
     """Numbers as text, as below; what was not looked at is not there, and stays as it was."""
-    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs}
+    rules = {"anti_affinity": guest.anti_affinity, "needs": guest.needs, "cpu_model": guest.cpu_model}
     said = {"name": guest.name, "bytes": str(guest.memory), "epoch": str(guest.epoch), "rules": json.dumps(rules)}
     return said if guest.load is None else said | {"load": f"{guest.load:.3f}"}
 

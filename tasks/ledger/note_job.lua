@@ -1,5 +1,5 @@
--- What a step of an evacuation found. Only one that has not ended is written to. No end is believed while, in this same
--- instant, one of its moves is under way; `completed` only when nobody lives on its hosts, moves there, or waits to.
+-- What a step of a job found. Only one that has not ended is written to. No end is believed while, in this same instant,
+-- one of its moves is under way; `completed` of an evacuation only when nobody lives on its hosts, moves there, or waits to.
 --
 --   ARGV  retention, J, state, reason, guests: {name: standing} as JSON
 --
@@ -15,7 +15,7 @@ if ENDED_JOB[state] then
     if how and not ENDED[how] then return { 'OCCUPIED', migration } end
   end
 end
-if state == 'completed' then
+if state == 'completed' and job_kind(record) == 'evacuation' then
   local wanted = {}
   for _, host in ipairs(hosts) do
     wanted[host] = true
@@ -36,7 +36,7 @@ if ENDED_JOB[state] then
   for _, key in ipairs({ job_key(job), job_guests_key(job), job_moves_key(job) }) do
     redis.call('PEXPIRE', key, retention)
   end
-else
+elseif job_kind(record) == 'evacuation' then
   close_hosts(hosts, cjson.decode(record.request).reason)
 end
 return { 'OK' }

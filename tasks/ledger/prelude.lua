@@ -9,6 +9,7 @@
 --   guests                  set     every G
 --   guest:G                 hash    host, epoch, bytes, active (the migration that has it, or ''), seen (ms), rules (JSON),
 --                                   load (cores); of its last move: moved (ms), dirty (bytes/s)
+--   guest:G:gone            string  the host on which it was just stopped: older words of that host are not believed
 --   migration:M             hash    the record
 --   migration:M:events      stream  wakes whoever waits on the record
 --   migrations, waiting     zset    M by creation time
@@ -22,19 +23,21 @@
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
 --                                   since (ms), expires (ms, or 0: never)
---   jobs                    zset    J (an evacuation) by creation time
+--   jobs                    zset    J by creation time
 --   jobs:open               set     J not ended
---   job:J                   hash    hosts, request (JSON), deadline (ms, or ''), created, state, reason, stepped, cancel, finished
+--   job:J                   hash    kind (evacuation | rebalance | restore; none: evacuation), hosts (JSON: those that it empties
+--                                   or brings guests back to), request (JSON), deadline (ms, or ''), created, state, reason,
+--                                   stepped, cancel, gave_way (the evacuation that a rebalancing gave way to), finished
 --   job:J:guests            hash    G → how it stands (JSON)
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it
 --   policy:P                hash    of a policy by which guests are spread out: due (ms: the moment of its calendar that was
---                                   judged last), judged (ms), over (ticks above its threshold), imbalance, reason; of
---                                   what it last asked for: acted (ms), moves
+--                                   judged last), judged (ms), over (ticks above its threshold), imbalance, reason; job
+--                                   (that it began last), acted (ms: when)
 --
--- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, state, epoch,
--- admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON: the link:L:WAY), rung,
--- restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
+-- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, job (that asked
+-- for it), state, epoch, admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON:
+-- the link:L:WAY), rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
 -- nonce), claimed:SIDE, lease:SIDE, progress:SIDE (JSON), outcome:SIDE; offers as in workers/pairing/publish.lua.
 local prefix = KEYS[1]
 local retention = tonumber(ARGV[1])
@@ -47,6 +50,7 @@ local SIDES = { 'source', 'destination' }
 local function host_key(host) return prefix .. 'host:' .. host end
 local function residents_key(host) return prefix .. 'residents:' .. host end
 local function guest_key(guest) return prefix .. 'guest:' .. guest end
+local function gone_key(guest) return prefix .. 'guest:' .. guest .. ':gone' end
 local function record_key(migration) return prefix .. 'migration:' .. migration end
 local function events_key(migration) return prefix .. 'migration:' .. migration .. ':events' end
 local function slots_key(host, side) return prefix .. 'slots:' .. host .. ':' .. side end
@@ -61,6 +65,9 @@ local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled =
 local function job_key(job) return prefix .. 'job:' .. job end
 local function job_guests_key(job) return prefix .. 'job:' .. job .. ':guests' end
 local function job_moves_key(job) return prefix .. 'job:' .. job .. ':moves' end
+
+-- Records of before there were others are evacuations.
+local function job_kind(record) return record.kind or 'evacuation' end
 
 local function policy_key(policy) return prefix .. 'policy:' .. policy end
 
@@ -81,6 +88,13 @@ local function total(key)
   local sum = 0
   for _, bytes in ipairs(redis.call('HVALS', key)) do sum = sum + tonumber(bytes) end
   return sum
+end
+
+-- A guest that is on this host no more, nor anywhere else.
+local function forget_guest(guest, host)
+  redis.call('HDEL', residents_key(host), guest)
+  redis.call('DEL', guest_key(guest), guest_key(guest) .. ':handover')
+  redis.call('SREM', GUESTS, guest)
 end
 
 -- What an operator said of this subject, while it holds.

@@ -1,7 +1,7 @@
 -- A new record, waiting for admission. Its guest is taken from here on: one migration a guest, queued ones included.
 --
 --   ARGV  retention, M, guest, source, destination, memory, capabilities, parameters, expires (ms or ''), priority,
---         the job that asks (or '', and none that has ended or was cancelled), and of a request that was refused
+--         the job that asks (or '', and none that has ended, was cancelled or gave way), and of a request that was refused
 --         already: reason, message
 --
 -- → OK | EXISTS (the same request came before) | OTHER (the id belongs to another request)
@@ -14,8 +14,8 @@ if before then
   return { 'OTHER' }
 end
 if job ~= '' then
-  local asks = redis.call('HMGET', job_key(job), 'state', 'cancel')
-  if not asks[1] or ENDED_JOB[asks[1]] or asks[2] then return { 'ENDED' } end
+  local asks = redis.call('HMGET', job_key(job), 'state', 'cancel', 'gave_way')
+  if not asks[1] or ENDED_JOB[asks[1]] or asks[2] or asks[3] then return { 'ENDED' } end
 end
 if not refusal then
   local known = read(guest_key(guest))
@@ -27,13 +27,14 @@ end
 redis.call('HSET', record_key(migration), 'guest', guest, 'source', source, 'destination', destination,
   'memory', ARGV[6], 'capabilities', ARGV[7], 'parameters', ARGV[8], 'expires', ARGV[9], 'priority', ARGV[10],
   'created', now, 'state', 'queued')
+if job ~= '' then redis.call('HSET', record_key(migration), 'job', job) end
 redis.call('ZADD', MIGRATIONS, now, migration)
+if job ~= '' then redis.call('HSET', job_moves_key(job), migration, guest) end
 if refusal then
   finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[13])
 else
   redis.call('ZADD', WAITING, now, migration)
   redis.call('SADD', OPEN, migration)
-  if job ~= '' then redis.call('HSET', job_moves_key(job), migration, guest) end
   event(migration, 'queued')
 end
 return { 'OK' }

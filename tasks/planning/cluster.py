@@ -30,6 +30,8 @@ class Host:
     uplink: str = ""
     #: Each "key=value".
     labels: frozenset[str] = frozenset()
+    #: What can carry memory to it and from it, by its kinds' names; empty: not known, and then nothing is refused.
+    transports: frozenset[str] = frozenset()
     #: What its QEMU can give a guest; empty: not known, and then nothing is refused for it.
     cpu_models: frozenset[str] = frozenset()
     #: Why nothing may be moved to it; None: it takes guests.

@@ -1,10 +1,7 @@
 """One step of an evacuation under way: what it has come to, and what is to be asked for now. Pure, level-triggered.
 
-A step looks at the fleet as it is, never at what an earlier step meant to do. So any number of steps may run, at once
-or after a crash of everything: the same fleet gives the same step, and a move asked for twice has the same id.
-
-    guests on the hosts ─► moved · gone · moving · waiting · failed (the budget of attempts is spent) · refused (a rule)
-    waiting ─► planned anew on the fleet of this moment ─► the first of the plan's schedule are asked for
+guests on the hosts ─► moved · gone · moving · waiting · failed (the budget of attempts is spent) · refused (a rule)
+waiting ─► planned anew on the fleet of this moment ─► the first of the plan's schedule are asked for
 """
 
 from __future__ import annotations
@@ -12,50 +9,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from hashlib import sha256
 
 from tasks.planning.cluster import Cluster, Guest
 from tasks.planning.evacuation import cordon, plan_evacuation
+from tasks.planning.job import (
+    PASSING,
+    WAVES_AHEAD,
+    Ask,
+    Attempt,
+    Fate,
+    Standing,
+    Step,
+    by_guest,
+    failed,
+    migration_id,
+    outcome,
+    refused,
+    standing,
+    stranded,
+    under_way,
+)
 from tasks.planning.moves import Move
-from tasks.planning.rules import Refusal
-
-
-class Fate(StrEnum):
-    """What has become of one guest of an evacuation."""
-
-    WAITING = "waiting"
-    MOVING = "moving"
-    MOVED = "moved"
-    #: Its host says nothing of it any more: it was stopped.
-    GONE = "gone"
-    #: A rule keeps it where it is.
-    REFUSED = "refused"
-    #: Every attempt that it may have has failed.
-    FAILED = "failed"
-
-
-class State(StrEnum):
-    """What has become of the evacuation."""
-
-    RUNNING = "running"
-    #: Nobody is asked for any more; what moves goes on to its end.
-    ENDING = "ending"
-    COMPLETED = "completed"
-    PARTIAL = "partial"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-#: Moves that wait for the end of one other are asked for as well: a slot that falls free is then taken at once, not
-#: with the next step.
-_WAVES_AHEAD = 2
-#: Such an end says nothing against the guest or its destination: nobody had begun to move it.
-_NOT_TRIED = frozenset({"pinned", "cordoned", "expired", "guest-moved", "cancelled"})
-#: Rules that refuse for as long as something else lasts: a worker that starts again, a move that ends.
-_PASSING = frozenset({"stale", "moving"})
-#: From which there is no way back.
-ENDED = frozenset({State.COMPLETED, State.PARTIAL, State.FAILED, State.CANCELLED})
+from tasks.planning.rules import Refusal, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,60 +46,16 @@ class Evacuation:
     attempts: int = 3
     deadline: float | None = None
     cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One move of a guest that this evacuation asked for. `open`: it has not ended; `reason`: how it failed.
-
-    `queued`: it has not been admitted yet, so that it can be taken back at no cost.
-    """
-
-    guest: str
-    destination: str
-    number: int
-    open: bool
-    completed: bool = False
-    reason: str = ""
-    queued: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A move to ask for, under an id that does not depend on who asks."""
-
-    migration: str
-    move: Move
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One guest: its fate, why, where it is now ("": gone), and how many attempts it has had."""
-
-    fate: Fate
-    reason: str
-    host: str
-    attempts: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the evacuation has come to, and what is to be done: cordon all its hosts, ask for `asks`, end `cancels`."""
-
-    state: State
-    reason: str
-    guests: Mapping[str, Standing] = field(default_factory=dict)
-    asks: tuple[Ask, ...] = ()
-    #: Guests whose open move is to be cancelled.
-    cancels: tuple[str, ...] = ()
+    #: Which of the hosts a guest was on when it was seen there last.
+    homes: Mapping[str, str] = field(default_factory=dict)
+    #: Guest → where a plan that was made before sends it first; the rules then may send it elsewhere.
+    planned: Mapping[str, str] = field(default_factory=dict)
 
 
 def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: float) -> Step:
-    """The step to take now. `attempts` are all moves that this evacuation ever asked for, in any order."""
-    had: dict[str, list[Attempt]] = {}
-    for each in sorted(attempts, key=lambda each: each.number):
-        had.setdefault(each.guest, []).append(each)
+    """The step to take now, all its hosts being cordoned. `attempts` are all moves that this evacuation ever asked for,
+    in any order."""
+    had = by_guest(attempts)
     closed = cordon(cluster, sorted(asked.hosts & cluster.hosts.keys()))
     there = [of.get(host, frozenset()) for host in asked.hosts for of in (closed.residents, closed.arrivals)]
     concerned = asked.guests.union(*there)
@@ -134,48 +65,27 @@ def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: 
     stopping = "it was cancelled" if asked.cancelled else "its deadline has passed" if late else ""
     asks: tuple[Ask, ...] = ()
     if waiting and not stopping:
-        asks, refused = _next(asked, closed, waiting, had, standings)
-        standings |= {name: _refused(standings[name], refusal) for name, refusal in refused.items()}
-    state, reason = _state(asked, standings, stopping)
-    open_ones = sorted(name for name, each in had.items() if _own(each))
-    cancels = open_ones if asked.cancelled else [name for name in open_ones if _stranded(had[name][-1], closed)]
+        asks, refusals = _next(asked, closed, waiting, had, standings)
+        standings |= {
+            name: refused(standings[name], each, passing=each.rule in PASSING) for name, each in refusals.items()
+        }
+        standings |= _planned_anew(asked, closed, asks, standings)
+    all_done, none = "all {done} guests have left", "there was no guest"
+    state, reason = outcome(standings, stopping=stopping, cancelled=asked.cancelled, all_done=all_done, none=none)
+    open_ones = sorted(name for name, each in had.items() if under_way(each))
+    cancels = open_ones if asked.cancelled else [name for name in open_ones if stranded(had[name][-1], closed)]
     return Step(state, reason, standings, asks, tuple(cancels))
-
-
-def migration_id(job: str, guest: str, number: int) -> str:
-    """The id of the move of `guest` that is the attempt of this number: whoever asks for it, it is one migration."""
-    return f"m-{sha256(f'{job} {guest} {number}'.encode()).hexdigest()[:16]}"
 
 
 def _standing(asked: Evacuation, cluster: Cluster, name: str, had: list[Attempt]) -> Standing:
     guest = cluster.guests.get(name)
-    failed = _failed(had)
-    if guest is None:
-        return Standing(Fate.GONE, "no host has it any more", "", len(had))
-    if guest.moving_to or _own(had):
-        return Standing(
-            Fate.MOVING, f"it is on its way to {guest.moving_to or had[-1].destination}", guest.host, len(had)
-        )
-    if guest.host not in asked.hosts:
-        return Standing(Fate.MOVED, f"it is on {guest.host}", guest.host, len(had))
-    if len(failed) >= asked.attempts:
-        return Standing(Fate.FAILED, failed[-1].reason or "its move failed", guest.host, len(had))
-    silent = "" if guest.host in cluster.hosts else f"unknown-host: nobody speaks for {guest.host}"
-    return Standing(Fate.WAITING, silent or (failed[-1].reason if failed else ""), guest.host, len(had))
-
-
-def _failed(had: Iterable[Attempt]) -> list[Attempt]:
-    return [each for each in had if not each.open and not each.completed and each.reason not in _NOT_TRIED]
-
-
-def _own(had: list[Attempt]) -> bool:
-    return bool(had) and had[-1].open
-
-
-def _stranded(attempt: Attempt, cluster: Cluster) -> bool:
-    """Whether it waits for a host that nobody speaks for: it might do so for ever, and others would take the guest."""
-    host = cluster.hosts.get(attempt.destination)
-    return attempt.queued and (host is None or host.stale)
+    arrived = f"it is on {guest.host}" if guest and guest.host not in asked.hosts else ""
+    found = standing(cluster, name, had, asked.attempts, arrived)
+    planned = asked.planned.get(name)
+    if had and planned and had[0].destination != planned and found.fate in (Fate.MOVING, Fate.MOVED):
+        found = replace(found, reason=f"{found.reason}; the plan said {planned}, which was refused then")
+    on_one_of_them = guest is not None and guest.host in asked.hosts
+    return replace(found, home=guest.host if guest and on_one_of_them else asked.homes.get(name, ""))
 
 
 def _next(
@@ -191,18 +101,19 @@ def _next(
     reasons = {name: _spent(asked, cluster.guests[name], each) for name, each in had.items() if name in cluster.guests}
     kept = cluster.placed(replace(cluster.guests[name], stays=why) for name, why in reasons.items() if why)
     avoid = {name: frozenset(each.destination for each in had.get(name, ())) for name in waiting}
-    plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid)
-    under_way = sum(each.fate is Fate.MOVING for each in standings.values())
-    room = len(plan.moves) if not asked.most_at_once else max(0, asked.most_at_once - under_way)
-    sending = Counter(cluster.guests[name].host for name in had if name in cluster.guests and _own(had[name]))
-    first = _ahead(cluster, sending, (timed.move for timed in plan.schedule.moves if timed.wave <= _WAVES_AHEAD))
+    prefer = {name: host for name, host in asked.planned.items() if name not in had}
+    plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid, prefer=prefer)
+    moving = sum(each.fate is Fate.MOVING for each in standings.values())
+    room = len(plan.moves) if not asked.most_at_once else max(0, asked.most_at_once - moving)
+    sending = Counter(cluster.guests[name].host for name in had if name in cluster.guests and under_way(had[name]))
+    first = _ahead(cluster, sending, (timed.move for timed in plan.schedule.moves if timed.wave <= WAVES_AHEAD))
     asks = [_ask(asked, move, len(had.get(move.guest, ())) + 1) for move in first][:room]
     return tuple(asks), {name: refusal for name, refusal in plan.refused if name in waiting}
 
 
 def _spent(asked: Evacuation, guest: Guest, had: list[Attempt]) -> str:
     """Why nothing more is asked for this guest; "": something may be."""
-    if len(_failed(had)) >= asked.attempts:
+    if len(failed(had)) >= asked.attempts:
         return "its attempts are spent"
     moved = guest.host not in asked.hosts and any(each.completed for each in had)
     return "it was moved for this evacuation already" if moved else ""
@@ -215,7 +126,7 @@ def _ahead(cluster: Cluster, sending: Counter[str], moves: Iterable[Move]) -> li
     """
     taken = []
     for move in moves:
-        if sending[move.source] < _WAVES_AHEAD * max(1, cluster.hosts[move.source].outbound):
+        if sending[move.source] < WAVES_AHEAD * max(1, cluster.hosts[move.source].outbound):
             sending[move.source] += 1
             taken.append(move)
     return taken
@@ -225,25 +136,15 @@ def _ask(asked: Evacuation, move: Move, number: int) -> Ask:
     return Ask(migration_id(asked.job, move.guest, number), move, number)
 
 
-def _refused(before: Standing, refusal: Refusal) -> Standing:
-    fate = Fate.WAITING if refusal.rule in _PASSING else Fate.REFUSED
-    return replace(before, fate=fate, reason=f"{refusal.rule}: {refusal.why}")
-
-
-def _state(asked: Evacuation, standings: Mapping[str, Standing], stopping: str) -> tuple[State, str]:
-    counts = {fate: sum(each.fate is fate for each in standings.values()) for fate in Fate}
-    left = counts[Fate.WAITING] + counts[Fate.REFUSED] + counts[Fate.FAILED]
-    on_the_hosts = left + counts[Fate.MOVING]
-    done = counts[Fate.MOVED] + counts[Fate.GONE]
-    if not on_the_hosts:
-        return State.COMPLETED, f"all {done} guests have left" if done else "there was no guest"
-    if counts[Fate.MOVING]:
-        return (
-            (State.ENDING, f"{stopping}; {counts[Fate.MOVING]} are still moving") if stopping else (State.RUNNING, "")
-        )
-    if asked.cancelled:
-        return State.CANCELLED, f"{stopping}; {left} of {done + left} guests stay"
-    if counts[Fate.WAITING] and not stopping:
-        return State.RUNNING, ""
-    why = stopping or "nothing more can be moved"
-    return State.PARTIAL if done else State.FAILED, f"{why}; {left} of {done + left} guests stay"
+def _planned_anew(
+    asked: Evacuation, cluster: Cluster, asks: Iterable[Ask], standings: Mapping[str, Standing]
+) -> dict[str, Standing]:
+    """Guests that are now sent elsewhere than the plan said, with the rule that it has come to."""
+    found = {}
+    for ask in asks:
+        guest, planned = ask.move.guest, asked.planned.get(ask.move.guest)
+        if ask.number == 1 and planned not in (None, ask.move.destination) and guest in standings:
+            refusal = judge(cluster, guest, str(planned))
+            why = f"{refusal.rule}: {refusal.why}" if refusal else "others of this evacuation take the room there"
+            found[guest] = replace(standings[guest], reason=f"planned anew, the plan said {planned}: {why}")
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 from tasks.planning.cluster import Cluster
 from tasks.planning.estimate import DOWNTIME_LIMIT
 from tasks.planning.moves import Move
-from tasks.planning.placement import Bools, Placement
+from tasks.planning.placement import NOWHERE, Bools, Placement
 from tasks.planning.rules import Refusal, held
 from tasks.planning.score import Score, changes, score_of
 from tasks.planning.traffic import Traffic
@@ -48,19 +48,21 @@ def plan_evacuation(
     *,
     make_room: bool = True,
     avoid: Mapping[str, frozenset[str]] | None = None,
+    prefer: Mapping[str, str] | None = None,
     downtime_limit: float = DOWNTIME_LIMIT,
 ) -> Plan:
     """A plan that leaves no guest on `hosts`, as far as that can be.
 
     `make_room`: where a guest fits nowhere, one other guest may be moved out of its way. `avoid`: hosts that a guest is
-    sent to only where no other takes it. Guests on their way to one of `hosts` are refused as `moving`: they are there
-    once the plan has ended. Raises ValueError for an unknown host.
+    sent to only where no other takes it; `prefer`: the one that it is sent to where the rules allow it. Guests on their
+    way to one of `hosts` are refused as `moving`: they are there once the plan has ended. Raises ValueError for an
+    unknown host.
     """
     if missing := sorted(set(hosts) - cluster.hosts.keys()):
         raise ValueError(f"there is no host {', '.join(missing)} in this cluster")
     emptied = tuple(sorted(set(hosts)))
     cordoned = cordon(cluster, emptied)
-    search = _Search(cordoned, emptied, avoid or {}, downtime_limit)
+    search = _Search(cordoned, emptied, avoid or {}, prefer or {}, downtime_limit)
     before = score_of(search.placement)
     search.place_all(make_room)
     moves = tuple(search.moves.values())
@@ -85,11 +87,17 @@ class _Search:
     """The evacuation in the making."""
 
     def __init__(
-        self, cluster: Cluster, emptied: tuple[str, ...], avoid: Mapping[str, frozenset[str]], downtime_limit: float
+        self,
+        cluster: Cluster,
+        emptied: tuple[str, ...],
+        avoid: Mapping[str, frozenset[str]],
+        prefer: Mapping[str, str],
+        downtime_limit: float,
     ) -> None:
         self.cluster = cluster
         self.emptied = frozenset(emptied)
         self.avoid = avoid
+        self.prefer = prefer
         self.placement = Placement(cluster)
         self.traffic = Traffic(self.placement, downtime_limit)
         #: By guest, in the order of the plan: nobody moves twice.
@@ -126,6 +134,9 @@ class _Search:
         """The best of the hosts that are allowed; None: there is none."""
         if not allowed.any():
             return None
+        preferred = self.placement.row.get(self.prefer.get(guest, ""), NOWHERE)
+        if preferred != NOWHERE and allowed[preferred]:
+            return preferred
         better = allowed.copy()
         better[[self.placement.row[name] for name in self.avoid.get(guest, ()) if name in self.placement.row]] = False
         allowed = better if better.any() else allowed
@@ -152,7 +163,9 @@ class _Search:
         near = np.flatnonzero(placement.roomless(guest))
         for row in near[np.argsort(lacking[near], kind="stable")][:_MAKE_ROOM_ON]:
             for other in self._in_the_way(guest, int(row), int(lacking[row])):
-                away = self._choose(other, placement.candidates(other))
+                # One that was placed before still leaves from where it is, not from the place that it gives up.
+                reachable = placement.reachable(self.cluster.guests[other].host)
+                away = self._choose(other, placement.candidates(other) & reachable)
                 if away is not None:
                     self._move(other, away)
                     self._move(guest, int(row))

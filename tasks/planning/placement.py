@@ -7,12 +7,13 @@ so that the first of equals is always the same one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.planning.cluster import Cluster, Guest
-from tasks.planning.rules import RULES, Refusal, held
+from tasks.planning.rules import RULES, Refusal, held, shared_transport
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -20,6 +21,8 @@ Floats = NDArray[np.float64]
 
 #: The row of a host that the cluster does not have.
 NOWHERE = -1
+#: So many hosts that fail by one rule are named, each with what it lacks; more would not be read.
+_FEW = 3
 
 
 class Placement:
@@ -41,6 +44,7 @@ class Placement:
         uplink_row = {name: row for row, name in enumerate(self.uplinks)}
         self.uplink: Ints = np.array([uplink_row.get(host.uplink, NOWHERE) for host in there], dtype=np.int64)
         self._place([cluster.guests[name] for name in sorted(cluster.guests)])
+        self._transport: dict[frozenset[str], Bools] = {}
         self._cpu_model: dict[str, Bools] = {}
         self._labels: dict[frozenset[str], Bools] = {}
 
@@ -100,6 +104,7 @@ class Placement:
         found: Bools = self.open & (self.left >= self.guest_memory[row])
         found[self.at[row]] = False
         one = self.guest(row)
+        found &= self.reachable(self.hosts[self.at[row]])
         if one.cpu_model:
             found &= self._with_cpu_model(one.cpu_model)
         if one.needs:
@@ -115,8 +120,17 @@ class Placement:
             return np.zeros(len(self.hosts), dtype=np.bool_)
         one = self.guest(row)
         found: Bools = self.open & self._with_cpu_model(one.cpu_model) & self._with_labels(one.needs)
+        found &= self.reachable(self.hosts[self.at[row]])
         found[self.at[row]] = False
         return found
+
+    def reachable(self, source: str) -> Bools:
+        """Hosts to which some transport carries memory from `source`, as far as transports are known."""
+        kinds = self.cluster.hosts[source].transports
+        if kinds not in self._transport:
+            able = [shared_transport(kinds, self.cluster.hosts[name].transports) for name in self.hosts]
+            self._transport[kinds] = np.array(able, dtype=np.bool_)
+        return self._transport[kinds]
 
     def move(self, guest: str, host: str) -> None:
         """`guest` is on `host` now, its memory free where it was. Not judged: ask `candidates` first."""
@@ -134,29 +148,46 @@ class Placement:
             self._count_uplink(row, where, change)
 
     def why_nowhere(self, guest: str) -> Refusal:
-        """Why no host takes `guest`: how many refuse it by which rule, the rule that the nearest of them got to first.
+        """Why no host takes `guest`: which refuse it by which rule, the rule that the nearest of them got to first.
 
-        A host that fails by a late rule of RULES has passed all before it: that is what stands in the way.
+        A host that fails by a late rule of RULES has passed all before it: that is what stands in the way. A few hosts
+        that fail by one rule say what they lack, each by its name; more are counted.
         """
         if holding := held(self.cluster, guest):
             return holding
         row = self.guest_row[guest]
         one, left = self.guest(row), np.ones(len(self.hosts), dtype=np.bool_)
         left[self.at[row]] = False
-        counted: dict[str, int] = {}
-        tail = ""
+        failed: dict[str, Ints] = {}
         for rule, passed in self._passed(one).items():
-            failed = left & ~passed
-            counted[rule] = int(failed.sum())
+            failed[rule] = np.flatnonzero(left & ~passed)
             left &= passed
-            if rule == "no-memory" and counted[rule]:
-                most = max(0, int(self.left[failed].max()))
-                tail = f"; it needs {one.memory} bytes, the roomiest of these has {most} left"
-        failing = [rule for rule in reversed(RULES) if counted.get(rule)]
+        failing = [rule for rule in reversed(RULES) if rule in failed and failed[rule].size]
         if not failing:
             return Refusal("same-host", f"there is no host beside {one.host}")
-        parts = [f"{rule} on {counted[rule]} host{'s' if counted[rule] > 1 else ''}" for rule in failing]
-        return Refusal(failing[0], f"{', '.join(parts)}{tail}")
+        return Refusal(failing[0], "; ".join(part for rule in failing for part in self._said(one, rule, failed[rule])))
+
+    def _said(self, one: Guest, rule: str, rows: Ints) -> list[str]:
+        """What is to be said of the hosts of these rows, which all refuse `one` by `rule`."""
+        if rows.size <= _FEW:
+            there = self._as_it_stands([int(self.at[self.guest_row[one.name]]), *rows.tolist()])
+            return [RULES[rule](there, one.name, self.hosts[host]) or rule for host in rows.tolist()]
+        counted = f"{rule} on {rows.size} hosts"
+        if rule != "no-memory":
+            return [counted]
+        most = max(0, int(self.left[rows].max()))
+        return [f"{counted}: it needs {one.memory} bytes, the roomiest of them has {most} left"]
+
+    def _as_it_stands(self, rows: Sequence[int]) -> Cluster:
+        """The hosts of these rows and who counts on them, the moves made so far included: a cluster for the rules."""
+        counted = np.flatnonzero(np.isin(self.at, rows) | np.isin(self.home, rows)).tolist()
+        guests = {}
+        for row in counted:
+            found = self.guest(row)
+            here = self.hosts[self.at[row]] if self.at[row] != NOWHERE else found.host
+            # Only who is not on the way is moved by a planner.
+            guests[found.name] = found if here == found.host else replace(found, host=here)
+        return Cluster({self.hosts[row]: self.cluster.hosts[self.hosts[row]] for row in rows}, guests)
 
     def _passed(self, one: Guest) -> Mapping[str, Bools]:
         free = np.ones(len(self.hosts), dtype=np.bool_)
@@ -164,6 +195,7 @@ class Placement:
         return {
             "stale": ~self.stale,
             "cordoned": ~self.cordoned,
+            "transport": self.reachable(self.hosts[self.at[self.guest_row[one.name]]]),
             "cpu-model": self._with_cpu_model(one.cpu_model),
             "labels": self._with_labels(one.needs),
             "anti-affinity": free,

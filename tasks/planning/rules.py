@@ -61,11 +61,19 @@ def _cordoned(cluster: Cluster, _guest: str, host: str) -> str | None:
     return None if reason is None else f"{host} is cordoned: {reason or 'no reason is given'}"
 
 
+def _transport(cluster: Cluster, guest: str, host: str) -> str | None:
+    source, destination = cluster.hosts[cluster.guests[guest].host], cluster.hosts[host]
+    if shared_transport(source.transports, destination.transports):
+        return None
+    ours, theirs = (", ".join(sorted(each.transports)) for each in (source, destination))
+    return f"{source.name} has {ours}, {host} has {theirs}: nothing carries memory between them"
+
+
 def _cpu_model(cluster: Cluster, guest: str, host: str) -> str | None:
     model, offered = cluster.guests[guest].cpu_model, cluster.hosts[host].cpu_models
     if not model or not offered or model in offered:
         return None
-    return f"{guest} has the CPU model {model}, {host} offers {', '.join(sorted(offered))}"
+    return f"{guest} has the CPU model {model}, which {host} does not know"
 
 
 def _labels(cluster: Cluster, guest: str, host: str) -> str | None:
@@ -98,6 +106,7 @@ RULES: dict[str, Rule] = {
     "moving": _moving,
     "stale": _stale,
     "cordoned": _cordoned,
+    "transport": _transport,
     "cpu-model": _cpu_model,
     "labels": _labels,
     "anti-affinity": _anti_affinity,
@@ -125,6 +134,11 @@ def memory_left(cluster: Cluster, host: str) -> int:
     """
     taken = sum(cluster.guests[name].memory for name in _counted(cluster, host))
     return cluster.hosts[host].memory - taken
+
+
+def shared_transport(source: frozenset[str], destination: frozenset[str]) -> bool:
+    """Whether hosts with these transports can exchange guests, or that is not known of one of them."""
+    return not source or not destination or not source.isdisjoint(destination)
 
 
 def _first(names: tuple[str, ...], cluster: Cluster, guest: str, host: str) -> Refusal | None:

@@ -22,7 +22,7 @@ from tasks.ledger.ledger import Ledger
 from tasks.messages import Rebalance
 from tasks.scheduled import tick
 from tests.integration.console import Console
-from tests.integration.test_scheduled_rebalance import BELL
+from tests.integration.scripted_fleet import BELL
 from tests.redis_server import RedisServer
 from tests.until import until
 
@@ -148,7 +148,7 @@ def test_policies_are_shown_with_what_came_of_them(console: Console, file: Path,
     assert minutely["last"]["imbalance"] > 0.1
     assert (minutely["last"]["over"], "for 1 of 10000 ticks" in minutely["last"]["reason"]) == (1, True)
     assert never["last"] == {
-        "due": None, "judged": None, "over": 0, "imbalance": None, "reason": "", "acted": None, "moves": 0
+        "due": None, "judged": None, "over": 0, "imbalance": None, "reason": "", "job": None, "acted": None
     }  # fmt: skip
     code, out, _ = console("policies", "--config", str(file))
     assert (code, "minutely" in out, "1/10000" in out) == (0, True, True)

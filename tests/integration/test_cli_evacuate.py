@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tasks.inventory.simulated import simulate
 from tests.integration.console import Console
 
 
@@ -23,6 +26,20 @@ def test_a_plan_says_why_a_guest_stays(console: Console) -> None:
     console("blocker", "add", "guest", "web", "--reason", "a licence")
     (refused,) = console.said("evacuate", "alpha", "--plan")["refused"]
     assert (refused["guest"], "a licence" in refused["why"]) == ("web", True)
+
+
+def test_a_plan_for_a_fleet_that_was_kept_or_made_up_needs_no_redis(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DROVEWAY_REDIS__URL", "unix:///nowhere")
+    kept = tmp_path / "fleet.txt"
+    kept.write_text("host a memory=1G\nhost b memory=1G\nguest g on a memory=1M\n")
+    (move,) = console.said("evacuate", "a", "--plan", "--file", str(kept))["moves"]
+    assert (move["guest"], move["destination"]) == ("g", "b")
+    made_up = console.said("evacuate", "host-1", "--plan", "--simulate", "hosts=9,guests=90,seed=1")
+    assert len(made_up["moves"]) + len(made_up["refused"]) == len(
+        simulate("hosts=9,guests=90,seed=1").residents["host-1"]
+    )
 
 
 def test_one_is_begun_shown_listed_and_cancelled(console: Console) -> None:
@@ -62,6 +79,10 @@ def test_what_can_go_nowhere_ends_it_with_the_reason(console: Console) -> None:
         (("evacuate",), 2, "HOST"),
         (("evacuate", "alfa"), 3, "did you mean alpha"),
         (("evacuate", "alfa", "--plan"), 3, "did you mean alpha"),
+        (("evacuate", "alpha", "--file", "fleet.txt"), 2, "--file is a fleet to plan on"),
+        (("evacuate", "alpha", "--simulate", "hosts=3"), 2, "add --plan"),
+        (("evacuate", "alpha", "--plan", "--file", "/nowhere/fleet.txt"), 2, "cannot be read"),
+        (("evacuate", "host-7", "--plan", "--simulate", "hosts=3"), 3, "No host host-7 is known"),
         (("evacuate", "ALPHA"), 2, "cannot name a host"),
         (("evacuate", "alpha", "--deadline", "soon"), 2, "soon"),
         (("evacuate", "alpha", "--max-parallel", "0"), 2, "max-parallel"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_the_live_fleet_is_printed_and_the_same_is_read_from_the_file(console: C
     said = console.said("inventory", "--file", str(kept))
     assert [host["name"] for host in said["hosts"]] == ["alpha", "beta"]
     assert said["guests"][0]["groups"] == []
+
+
+def test_the_json_of_the_live_fleet_is_a_fleet_to_plan_on_as_well(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, live = tmp_path / "fleet.json", console.said("evacuate", "alpha", "--plan")
+    kept.write_text(f"\n{console('inventory', '--json')[1]}")
+    monkeypatch.setenv("DROVEWAY_REDIS__URL", "unix:///nowhere")
+    assert console.said("inventory", "--file", str(kept)) == json.loads(kept.read_text())
+    assert console.said("evacuate", "alpha", "--plan", "--file", str(kept)) == live
+    kept.write_text('{"version": 1, "hosts": []}')
+    code, _, err = console("inventory", "--file", str(kept))
+    assert (code, f"{kept}: guests: Field required" in err) == (2, True)
 
 
 def test_one_that_is_made_up_needs_no_redis(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

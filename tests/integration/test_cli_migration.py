@@ -98,6 +98,28 @@ def guest(alpha: Command, fleet: LocalFleet, request: pytest.FixtureRequest) -> 
             host.guests.stop(name)
 
 
+def test_a_guest_that_is_stopped_gives_its_memory_back_at_once_and_workers_do_not_bring_it_back(alpha: Command) -> None:
+    def seen() -> tuple[bool, int]:
+        said = alpha.said("hosts")
+        free = next(host["free_bytes"] for host in said["hosts"] if host["host"] == "alpha")
+        return "shortlived" in [guest["guest"] for guest in said["guests"]], free
+
+    _, free = seen()
+    alpha.said("guest", "start", "shortlived", "--memory", "32M")
+    assert seen() == (True, free - 32 * MIB)
+    alpha.said("guest", "stop", "shortlived")
+    assert seen() == (False, free)
+    deadline = time.monotonic() + 5  # three heartbeats of each worker
+    while time.monotonic() < deadline:
+        assert seen() == (False, free)
+
+
+def test_a_guest_is_stopped_without_a_word_while_redis_is_away(alpha: Command) -> None:
+    alpha.said("guest", "start", "shortlived", "--memory", "32M")
+    code, _, err = alpha("guest", "stop", "shortlived", "--redis", "unix:///nowhere/redis.sock")
+    assert (code, err) == (0, "")
+
+
 def test_a_guest_moves_and_everything_about_it_can_be_asked(alpha: Command, beta: Command, guest: str) -> None:
     moved = alpha.said("migrate", guest, "--to", "beta", "--capability", "rdma-pin-all=on", "--set", "channels=2")
     assert moved["state"] == "completed"

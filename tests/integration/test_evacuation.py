@@ -13,13 +13,14 @@ import pytest
 
 from config.errors import RefusedError
 from config.settings import RedisSettings, Settings, WorkerSettings
-from tasks.bell import Bell
-from tasks.evacuate import begin, cancel, snapshot, take_step
-from tasks.jobs import JobRecord
+from tasks.evacuate import begin
 from tasks.ledger.ledger import Answer, Ledger
-from tasks.planning.evacuating import Evacuation, Fate, State, Step
-from tasks.records import Kept, LocalGuest, MigrationRecord, Submission
-from tests.integration.console import GIB, OFFERED
+from tasks.planning.evacuating import Evacuation
+from tasks.planning.job import Fate, State, Step
+from tasks.records import Kept, Submission
+from tasks.steps import cancel, snapshot, take_step
+from tests.integration.console import GIB
+from tests.integration.scripted_fleet import BELL, beat, end, stepped
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
 from workers.pairing.contract import Side
@@ -27,29 +28,12 @@ from workers.pairing.contract import Side
 HOSTS = {"alpha": ("a1", "a2", "a3"), "beta": ("b1",), "gamma": (), "delta": ()}
 
 
-class SilentBell:
-    """Nobody hears it: the test plays the movers."""
-
-    def ring(self, record: MigrationRecord, side: Side) -> None: ...
-
-    def reconcile(self, host: str) -> None: ...
-
-
-BELL: Bell = SilentBell()
-
-
 @pytest.fixture
 def ledger(own_redis_server: RedisServer) -> Iterator[Ledger]:
     redis = RedisSettings.model_validate({"url": own_redis_server.url})
     with closing(Ledger(Settings(redis=redis, worker=WorkerSettings(lease=3600)))) as made:
-        for host in HOSTS:
-            beat(made, host)
+        beat(made, HOSTS)
         yield made
-
-
-def beat(ledger: Ledger, host: str) -> None:
-    for side in Side:
-        ledger.heartbeat(host, side, OFFERED, [], [LocalGuest(name, GIB, 0) for name in HOSTS[host]])
 
 
 def started(ledger: Ledger, *hosts: str, job: str = "e-1", most_at_once: int = 0) -> str:
@@ -57,38 +41,13 @@ def started(ledger: Ledger, *hosts: str, job: str = "e-1", most_at_once: int = 0
     return job
 
 
-def stepped(ledger: Ledger, job: str = "e-1") -> JobRecord:
-    """After one step, whoever has just taken one."""
-    with ledger._client.pipeline() as pipe:
-        pipe.delete(f"droveway:job:{job}:turn").execute()
-    take_step(ledger, BELL, job)
-    return snapshot(ledger, job)
-
-
-def end(ledger: Ledger, outcome: str, reason: str = "") -> list[str]:
-    """Let every admitted move end so, on both its sides; the guests."""
-    ended = []
-    for record in ledger.open():
-        if record.epoch is None or record.ended:
-            continue
-        ended.append(record.guest)
-        made = record.guest, record.epoch
-        ends = ((side, record.side(side).host, record.side(side.peer).host) for side in Side)
-        jobs = [Job(record.migration, *made, side, "n", host, peer, GIB, {}, {}) for side, host, peer in ends]
-        assert [ledger.claim(job.ticket) for job in jobs] == [Answer.OK, Answer.OK]
-        for job in jobs:
-            ledger.finish(job.ticket, Status(outcome=outcome, reason=reason, message=reason))
-    ledger.admit()
-    return ended
-
-
 def test_it_runs_to_its_end_and_the_hosts_are_empty_and_closed(ledger: Ledger) -> None:
     started(ledger, "alpha", "beta")
     assert {name for kept, name in ledger.fleet().pins if kept is Kept.CORDON} == {"alpha", "beta"}
     for _ in range(6):
-        stepped(ledger)
+        stepped(ledger, "e-1")
         end(ledger, "completed")
-    record = stepped(ledger)
+    record = stepped(ledger, "e-1")
     assert (record.state, record.reason) == (State.COMPLETED, "all 4 guests have left")
     assert {each.fate for each in record.guests.values()} == {Fate.MOVED}
     assert {guest.host for guest in ledger.fleet().guests.values()} == {"gamma", "delta"}
@@ -108,8 +67,8 @@ def test_a_second_evacuation_of_a_host_that_is_being_emptied_is_refused_and_clos
 
 def test_steps_that_are_taken_again_ask_for_nothing_twice(ledger: Ledger) -> None:
     started(ledger, "alpha")
-    first = stepped(ledger)
-    assert stepped(ledger).moves == first.moves
+    first = stepped(ledger, "e-1")
+    assert stepped(ledger, "e-1").moves == first.moves
     take_step(ledger, BELL, "e-1")  # not its turn
     assert snapshot(ledger, "e-1").moves == first.moves
 
@@ -118,10 +77,10 @@ def test_a_guest_whose_moves_fail_goes_elsewhere_and_is_given_up_after_three(led
     started(ledger, "beta")
     tried = []
     for _ in range(3):
-        stepped(ledger)
+        stepped(ledger, "e-1")
         tried += [each.destination.host for each in ledger.open() if not each.ended]
         assert end(ledger, "failed", "peer-lost") == ["b1"]
-    record = stepped(ledger)
+    record = stepped(ledger, "e-1")
     assert len(set(tried)) == 3
     assert (record.state, record.reason) == (State.FAILED, "nothing more can be moved; 1 of 1 guests stay")
     assert (record.guests["b1"].fate, record.guests["b1"].reason) == (Fate.FAILED, "peer-lost")
@@ -129,9 +88,9 @@ def test_a_guest_whose_moves_fail_goes_elsewhere_and_is_given_up_after_three(led
 
 def test_a_cancelled_one_asks_for_nothing_more_ends_what_waits_and_may_be_begun_again(ledger: Ledger) -> None:
     started(ledger, "alpha")
-    stepped(ledger)
+    stepped(ledger, "e-1")
     assert cancel(ledger, BELL, "e-1") in {"ending", "cancelled"}
-    record = stepped(ledger)
+    record = stepped(ledger, "e-1")
     assert record.state is State.CANCELLED
     assert [each for each in ledger.open() if not each.ended] == []
     late = Submission("m-late", "a1", "alpha", "gamma", GIB, {}, {}, job="e-1")
@@ -148,10 +107,10 @@ def test_a_cancelled_one_asks_for_nothing_more_ends_what_waits_and_may_be_begun_
 def test_no_more_move_at_once_than_asked_for(ledger: Ledger) -> None:
     started(ledger, "alpha", "beta", most_at_once=1)
     for _ in range(4):
-        stepped(ledger)
+        stepped(ledger, "e-1")
         assert len([each for each in ledger.open() if not each.ended]) == 1
         end(ledger, "completed")
-    assert stepped(ledger).state is State.COMPLETED
+    assert stepped(ledger, "e-1").state is State.COMPLETED
 
 
 def test_completed_is_not_believed_while_somebody_is_there(ledger: Ledger) -> None:
@@ -171,7 +130,7 @@ def test_completed_is_not_believed_while_somebody_waits_to_come(ledger: Ledger) 
 
 def test_what_has_ended_stays_as_it_ended(ledger: Ledger) -> None:
     started(ledger, "gamma")
-    assert stepped(ledger).state is State.COMPLETED
+    assert stepped(ledger, "e-1").state is State.COMPLETED
     assert ledger.note_job("e-1", Step(State.FAILED, "late"))[0] is Answer.ENDED
     assert (snapshot(ledger, "e-1").state, snapshot(ledger, "e-1").reason) == (State.COMPLETED, "there was no guest")
 
@@ -184,14 +143,14 @@ def test_a_cordon_that_somebody_set_before_keeps_its_reason(ledger: Ledger) -> N
 
 def test_a_deadline_that_has_passed_ends_it_with_what_was_done(ledger: Ledger) -> None:
     begin(ledger, replace(Evacuation("e-1", frozenset({"alpha"})), deadline=ledger.now() - 1), "late")
-    record = stepped(ledger)
+    record = stepped(ledger, "e-1")
     assert (record.state, record.reason) == (State.FAILED, "its deadline has passed; 3 of 3 guests stay")
-    assert record.moves == []
+    assert not record.moves
 
 
 def test_no_end_is_believed_while_one_of_its_moves_is_under_way(ledger: Ledger) -> None:
     started(ledger, "alpha")
-    (moving, _) = stepped(ledger).moves
+    (moving, _) = stepped(ledger, "e-1").moves
     assert ledger.note_job("e-1", Step(State.PARTIAL, "so it seemed"))[0] is Answer.OCCUPIED
     assert snapshot(ledger, "e-1").state is State.RUNNING
     assert ledger.find(moving) is not None
@@ -199,19 +158,19 @@ def test_no_end_is_believed_while_one_of_its_moves_is_under_way(ledger: Ledger) 
 
 def test_what_waits_for_a_host_that_fell_silent_is_sent_elsewhere(ledger: Ledger) -> None:
     started(ledger, "alpha")
-    stepped(ledger)
+    stepped(ledger, "e-1")
     (queued,) = [each for each in ledger.open() if each.state == "queued"]
     silent = queued.destination.host
     ledger.resign(silent, Side.DESTINATION)
-    stepped(ledger)
+    stepped(ledger, "e-1")
     assert [each.state for each in [ledger.find(queued.migration)] if each] == ["cancelled"]
-    stepped(ledger)
+    stepped(ledger, "e-1")
     again = [each for each in ledger.open() if each.guest == queued.guest and not each.ended]
     assert [each.destination.host != silent for each in again] == [True]
     for _ in range(6):
-        stepped(ledger)
+        stepped(ledger, "e-1")
         end(ledger, "completed")
-    record = stepped(ledger)
+    record = stepped(ledger, "e-1")
     assert (record.state, silent in {each.host for each in record.guests.values()}) == (State.COMPLETED, False)
 
 
@@ -223,7 +182,7 @@ def test_who_took_long_lets_the_others_wait_longer(ledger: Ledger) -> None:
 
 def test_a_guest_is_sent_elsewhere_though_the_host_that_failed_it_never_says_so(ledger: Ledger) -> None:
     started(ledger, "beta")
-    stepped(ledger)
+    stepped(ledger, "e-1")
     (first,) = [each for each in ledger.open() if not each.ended]
     assert first.epoch is not None
     made = first.migration, first.guest, first.epoch
@@ -235,6 +194,6 @@ def test_a_guest_is_sent_elsewhere_though_the_host_that_failed_it_never_says_so(
     record = ledger.find(first.migration)
     assert record is not None
     assert (record.ended, record.settled) == (True, False)
-    stepped(ledger)
+    stepped(ledger, "e-1")
     (second,) = [each for each in ledger.open() if not each.ended]
     assert second.destination.host != first.destination.host

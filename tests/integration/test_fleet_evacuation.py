@@ -16,11 +16,13 @@ import pytest
 from config.errors import DrovewayError
 from config.settings import RedisSettings
 from tasks.app import bell_for
-from tasks.evacuate import begin, cancel, snapshot
+from tasks.evacuate import begin
 from tasks.jobs import JobRecord
 from tasks.ledger.ledger import Ledger
 from tasks.one_machine.fleet import LocalFleet
-from tasks.planning.evacuating import Evacuation, Fate, State
+from tasks.planning.evacuating import Evacuation
+from tasks.planning.job import Fate, State
+from tasks.steps import cancel, snapshot
 from tests.conftest import missing
 from tests.redis_server import RedisServer, find_server
 from tests.until import until as wait_until

@@ -13,6 +13,7 @@ from config.errors import HostError, RefusedError, UnreachableError
 from config.settings import HistorySettings, RedisSettings, Settings, WorkerSettings
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import MigrateRequest
+from tasks.planning.rules import judge
 from tasks.reconcile import Action, reconcile
 from tasks.records import Kept, LocalGuest, MigrationRecord, Submission
 from tasks.requests import admit, cancel, snapshot, submit, watch
@@ -209,6 +210,17 @@ def test_what_a_host_says_of_itself_and_its_guests_is_read_back(ledger: Ledger) 
     assert ledger.fleet().guests["web"].load == 1.5  # not looked at is not idle
 
 
+def test_a_named_cpu_model_is_kept_from_hosts_whose_qemu_does_not_know_it(ledger: Ledger) -> None:
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0, cpu_model="new")], cpu_models='["new", "old"]')
+    beat(ledger, "beta", [], cpu_models='["old"]')
+    found = ledger.cluster()
+    assert (found.guests["web"].cpu_model, found.hosts["alpha"].cpu_models) == ("new", {"new"})
+    refusal = judge(found, "web", "beta")
+    assert refusal is not None
+    assert refusal.rule == "cpu-model"
+    assert judge(found, "web", "gamma") is None  # whose QEMU nobody has asked
+
+
 def test_a_move_leaves_behind_when_it_was_and_how_much_its_guest_wrote(ledger: Ledger) -> None:
     assert (ledger.fleet().guests["web"].moved, ledger.fleet().guests["web"].dirty_rate) == (None, None)
     ask(ledger, "m-1", "web", "alpha", "beta")
@@ -329,6 +341,41 @@ def test_a_guest_is_forgotten_only_when_its_host_has_not_named_it_for_long(
     assert ledger.fleet().hosts["alpha"].resident == GIB
     with redis_server.client() as client:
         assert client.keys("ledger:guest:*:handover") == []
+
+
+def test_a_guest_that_was_stopped_is_gone_at_once_and_no_older_listing_brings_it_back(ledger: Ledger) -> None:
+    before = [LocalGuest("web", GIB, 0), LocalGuest("db", GIB, 7)]
+    assert ledger.gone("alpha", "web") is Answer.OK
+    assert ledger.gone("alpha", "web") is Answer.UNKNOWN
+    beat(ledger, "alpha", before)
+    assert ledger.fleet().guests.keys() == {"db", "mail"}
+    assert ledger.fleet().hosts["alpha"].resident == GIB
+    ledger.announce("alpha", LocalGuest("web", 2 * GIB, 0))
+    beat(ledger, "alpha", before)
+    assert ledger.fleet().guests["web"].host == "alpha"
+    assert ledger.gone("alpha", "web") is Answer.OK
+    beat(ledger, "gamma", [LocalGuest("web", GIB, 0)])  # another one of this name
+    assert ledger.fleet().guests["web"].host == "gamma"
+
+
+def test_a_guest_that_moves_or_is_elsewhere_is_not_gone(ledger: Ledger) -> None:
+    assert ledger.gone("beta", "web") is Answer.MOVED
+    ask(ledger, "m-1", "web", "alpha", "beta")
+    assert ledger.gone("alpha", "web") is Answer.BUSY
+    assert ledger.fleet().guests["web"].active == "m-1"
+
+
+def test_after_a_lease_its_hosts_word_is_believed_again(own_redis_server: RedisServer) -> None:
+    redis = RedisSettings(url=SecretStr(own_redis_server.url))
+    ledger = Ledger(Settings(redis=redis, worker=WorkerSettings(lease=3)))
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0)])
+    assert ledger.gone("alpha", "web") is Answer.OK
+    with own_redis_server.client() as client:
+        assert 2000 < client.pttl("droveway:guest:web:gone") <= 3000
+        client.delete("droveway:guest:web:gone")
+    beat(ledger, "alpha", [LocalGuest("web", GIB, 0)])
+    assert ledger.fleet().guests["web"].host == "alpha"
+    ledger.close()
 
 
 def test_only_a_higher_epoch_overrules_another_hosts_word(ledger: Ledger) -> None:

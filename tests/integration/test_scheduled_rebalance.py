@@ -13,33 +13,22 @@ from contextlib import closing
 import pytest
 
 from config.settings import RebalanceSettings, RedisSettings, Settings, WorkerSettings
-from tasks.bell import Bell
-from tasks.evacuate import begin, take_step
+from tasks.evacuate import begin
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import Rebalance
 from tasks.planning.evacuating import Evacuation
-from tasks.planning.rebalancing import RebalancePlan, imbalance_of
-from tasks.records import LocalGuest, MigrationRecord, PolicyRecord, Priority, Submission
+from tasks.planning.rebalancing import imbalance_of
+from tasks.records import LocalGuest, MigrationRecord, PolicyRecord, Priority
 from tasks.scheduled import tick
+from tasks.steps import snapshot
 from tests.integration.console import GIB, OFFERED
+from tests.integration.scripted_fleet import BELL, end, stepped
 from tests.redis_server import RedisServer
-from workers.attempt import Job, Status
 from workers.pairing.contract import Side
 
 DAYS = 86_400.0
 HOSTS = tuple(f"h{number:02}" for number in range(1, 13))
 OFFERS = OFFERED | {"memory": str(64 * GIB), "cpus": "32", "slots:source": "2", "slots:destination": "2"}
-
-
-class SilentBell:
-    """Nobody hears it: the test plays the movers."""
-
-    def ring(self, record: MigrationRecord, side: Side) -> None: ...
-
-    def reconcile(self, host: str) -> None: ...
-
-
-BELL: Bell = SilentBell()
 
 
 class Clocked(Ledger):
@@ -93,19 +82,17 @@ def under_way(ledger: Ledger) -> list[MigrationRecord]:
     return [each for each in ledger.open() if not each.ended]
 
 
-def end(ledger: Ledger) -> int:
-    """Let every admitted move complete; how many."""
-    admitted = [each for each in under_way(ledger) if each.epoch is not None]
-    for record in admitted:
-        assert record.epoch is not None
-        made = record.migration, record.guest, record.epoch
-        ends = ((side, record.side(side).host, record.side(side.peer).host) for side in Side)
-        jobs = [Job(*made, side, "n", host, peer, 2 * GIB, {}, {}) for side, host, peer in ends]
-        assert [ledger.claim(job.ticket) for job in jobs] == [Answer.OK, Answer.OK]
-        for job in jobs:
-            assert ledger.finish(job.ticket, Status(outcome="completed")) is Answer.OK
-    ledger.admit()
-    return len(admitted)
+def advanced(ledger: Ledger) -> None:
+    """Every job takes a step, and what is admitted ends well."""
+    for job in ledger.open_jobs():
+        stepped(ledger, job)
+    end(ledger, "completed")
+
+
+def at_rest(ledger: Ledger) -> None:
+    """No job is under way any more."""
+    while ledger.open_jobs():
+        advanced(ledger)
 
 
 # --- once -------------------------------------------------------------------------------------------------------------
@@ -117,9 +104,10 @@ def test_of_three_at_the_same_moment_one_acts(ledger: Clocked) -> None:
         for _ in threads.map(lambda _: tick(ledger, BELL, said), range(3)):
             pass
     record = ledger.policies(["nightly"])["nightly"]
-    assert record.moves == len(ledger.history()) == 4
+    (job,) = ledger.jobs()
+    assert (job.job, job.order.policy, len(job.guests)) == (record.job, "nightly", 4)
     assert {each.priority for each in ledger.history()} == {Priority.SCHEDULED}
-    assert "4 moves were asked for" in record.reason
+    assert f"{job.job} moves 4 guests" in record.reason
 
 
 def test_of_many_at_many_moments_each_counts_once(ledger: Clocked) -> None:
@@ -154,9 +142,9 @@ def test_a_judgement_that_was_overtaken_is_made_anew_on_what_is_there(ledger: Cl
 def test_it_acts_only_once_the_threshold_was_held(ledger: Clocked) -> None:
     said = message(hold=3, most_moves=4)
     assert [ticked(ledger, said).over for _ in range(2)] == [1, 2]
-    assert ledger.history() == []
+    assert ledger.jobs() == []
     record = ticked(ledger, said)
-    assert (record.over, record.moves, len(ledger.history())) == (0, 4, 4)
+    assert (record.over, [each.job for each in ledger.jobs()]) == (0, [record.job])
     assert record.acted is not None
 
 
@@ -166,16 +154,16 @@ def test_a_worker_that_dies_before_it_asks_has_asked_for_nothing_and_the_next_ti
     said = message(hold=3, most_moves=4)
     ticked(ledger, said, 2)
 
-    def dies(*_: object, **__: object) -> RebalancePlan:
+    def dies(*_: object, **__: object) -> str:
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.scheduled.plan_rebalance", dies)
+        patched.setattr("tasks.scheduled.begin_moves", dies)
         with pytest.raises(MemoryError):
             ticked(ledger, said)
     tick(ledger, BELL, said)  # the message again: that moment was judged
-    assert ledger.history() == []
-    assert ticked(ledger, said).moves == len(ledger.history()) == 4
+    assert ledger.jobs() == []
+    assert ticked(ledger, said).job in {each.job for each in ledger.jobs()}
 
 
 # --- not now ----------------------------------------------------------------------------------------------------------
@@ -185,50 +173,60 @@ def test_nothing_is_asked_for_out_of_the_window_and_the_hold_is_kept_until_it_op
     ledger.ahead += 12 * 3600 - ledger.now() % DAYS + DAYS + 20  # noon
     said = message(hold=3, most_moves=4, windows=["12:10-12:20"])
     record = ticked(ledger, said, 8)
-    assert ledger.history() == []
+    assert ledger.jobs() == []
     assert (record.over, "no maintenance window is open" in record.reason) == (8, True)
-    assert ticked(ledger, said, 2).moves == len(ledger.history()) == 4
+    assert ticked(ledger, said, 2).job is not None
+
+
+def test_what_a_policy_asks_for_does_not_outlast_its_window(ledger: Clocked) -> None:
+    ledger.ahead += 12 * 3600 - ledger.now() % DAYS + DAYS + 20  # noon
+    ticked(ledger, message(hold=1, windows=["12:00-12:05"]))
+    closes = ledger.now() // DAYS * DAYS + 12 * 3600 + 300
+    (job,) = ledger.jobs()
+    assert job.asked.deadline == pytest.approx(closes, abs=1)
+    with ledger._client.pipeline() as pipe:
+        for each in under_way(ledger):
+            pipe.hget(f"droveway:migration:{each.migration}", "expires")
+        assert {int(each) for each in pipe.execute()} == {round((job.asked.deadline or 0) * 1000)}
+    ledger.ahead += 300
+    assert stepped(ledger, job.job).reason.startswith("its deadline has passed")
 
 
 def test_nothing_is_asked_for_while_an_evacuation_is_open_and_the_hold_is_kept(ledger: Clocked) -> None:
     begin(ledger, Evacuation("e-1", frozenset({"h12"})), "a new board")
     said = message(hold=2, most_moves=4)
     record = ticked(ledger, said, 3)
-    assert ledger.history() == []
-    assert (record.over, "an evacuation needs the slots" in record.reason) == (3, True)
-    while ledger.open_jobs():
-        ledger.turn("e-1", 0.001, again=True)
-        take_step(ledger, BELL, "e-1")
-        end(ledger)
-    before = len(ledger.history())
-    assert ticked(ledger, said).moves == len(ledger.history()) - before == 4
+    assert (record.over, "an evacuation or a restore needs the slots" in record.reason) == (3, True)
+    at_rest(ledger)
+    assert [each.job for each in ledger.jobs()] == ["e-1"]
+    assert ticked(ledger, said).job in {each.job for each in ledger.jobs()}
 
 
 def test_nothing_is_asked_for_while_moves_of_an_earlier_tick_are_under_way(ledger: Clocked) -> None:
     said = message(hold=1, most_moves=4)
-    ticked(ledger, said)
+    first = ticked(ledger, said)
     record = ticked(ledger, said)
-    assert "moves of an earlier tick are under way" in record.reason
-    assert len(ledger.history()) == 4
-    while end(ledger):
-        pass
-    ticked(ledger, said)
-    assert len(ledger.history()) == 8
+    assert "4 moves of an earlier rebalancing are under way" in record.reason
+    assert (record.over, record.job, len(ledger.jobs())) == (1, first.job, 1)
+    at_rest(ledger)
+    assert ticked(ledger, said).job != first.job
+    assert len(ledger.jobs()) == 2
 
 
-def test_what_is_still_queued_gives_way_to_an_evacuation_and_nothing_else_does(ledger: Clocked) -> None:
-    ticked(ledger, message(hold=1, most_moves=40))
+def test_it_gives_way_to_an_evacuation_that_begins_later(ledger: Clocked) -> None:
+    job = ticked(ledger, message(hold=1)).job
+    assert job is not None
     queued = {each.migration for each in under_way(ledger) if each.state == "queued"}
     admitted = {each.migration for each in under_way(ledger)} - queued
     assert queued
     assert admitted
-    user = Submission("m-user", "g05-00", "h06", "h07", 2 * GIB, {}, {})
-    assert ledger.submit(user)[0] is Answer.OK
     begin(ledger, Evacuation("e-1", frozenset({"h12"})), "a new board")
-    take_step(ledger, BELL, "e-1")
+    stepped(ledger, job)
     states = {each.migration: each.state for each in ledger.history(500)}
     assert {states[migration] for migration in queued} == {"cancelled"}
-    assert "cancelled" not in {states[migration] for migration in admitted | {"m-user"}}
+    assert "cancelled" not in {states[migration] for migration in admitted}
+    at_rest(ledger)
+    assert "gave way to e-1" in snapshot(ledger, job).reason
 
 
 # --- no thrash --------------------------------------------------------------------------------------------------------
@@ -239,11 +237,12 @@ def test_a_skewed_fleet_is_evened_out_and_then_nothing_is_moved_though_loads_cha
     policy = said.terms
     assert imbalance_of(ledger.cluster()) > 2 * policy.threshold
     ticks = 0
-    while imbalance_of(ledger.cluster()) > policy.threshold or under_way(ledger):
+    while imbalance_of(ledger.cluster()) > policy.threshold or ledger.open_jobs():
         ticks += 1
         assert ticks < 60
         ticked(ledger, said)
-        end(ledger)
+        advanced(ledger)
+    jobs = ledger.jobs()
     asked = ledger.history(10_000)
     moved = [each.guest for each in asked]
     assert len(moved) == len(set(moved))
@@ -252,5 +251,5 @@ def test_a_skewed_fleet_is_evened_out_and_then_nothing_is_moved_though_loads_cha
             jitter(ledger, chance)
         record = ticked(ledger, said)
         assert "not above the threshold" in record.reason
-    assert len(ledger.history(10_000)) == len(asked)
+    assert (len(ledger.history(10_000)), ledger.jobs()) == (len(asked), jobs)
     print(f"{len(asked)} moves in {ticks} ticks, imbalance {imbalance_of(ledger.cluster()):.3f}")

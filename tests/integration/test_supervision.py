@@ -135,6 +135,13 @@ def ended(alpha: Alpha, state: str) -> None:
     until("the directory's end", lambda: not alpha.attempts())
 
 
+def test_what_becomes_known_of_its_qemu_is_said_with_the_next_heartbeat(alpha: Alpha) -> None:
+    alpha.service.beat()
+    assert alpha.ledger.fleet().hosts["alpha"].cpu_models == frozenset()
+    alpha.service.cpu_models = lambda: {"EPYC", "max"}
+    until("the models", lambda: alpha.ledger.fleet().hosts["alpha"].cpu_models == {"EPYC", "max"})
+
+
 def test_an_end_is_told_at_once_however_seldom_the_supervisor_looks(alpha: Alpha) -> None:
     moving(alpha)
     alpha.poll = 3600

@@ -52,6 +52,18 @@ def test_a_window_is_open_from_its_first_minute_to_the_one_before_its_last(
     assert calendar("* * * * *", *windows).open(at(moment)) is is_open
 
 
+def test_how_long_it_stays_open_is_known_to_the_second_and_no_further_than_asked() -> None:
+    nightly = calendar("* * * * *", "22:00-05:00")
+    assert nightly.stays_open(at("2026-03-04T04:59:30"), 3600) == 30
+    assert nightly.stays_open(at("2026-03-04T04:00:00"), 3600) == 3600
+    assert nightly.stays_open(at("2026-03-04T04:00:01"), 3600) == 3599
+    assert nightly.stays_open(at("2026-03-04T23:59:59"), 3600) == 3600
+    assert nightly.stays_open(at("2026-03-04T12:00:30"), 3600) == 0
+    assert calendar().stays_open(at("2026-03-04T12:00"), 3600) == 3600
+    hour = calendar("* * * * *", "02:00-03:00", zone=BERLIN)
+    assert hour.stays_open(at("2026-10-25T02:30", BERLIN), 7200) == 5400
+
+
 def test_windows_go_by_the_clock_on_the_wall_also_when_it_is_changed() -> None:
     nightly = calendar("* * * * *", "02:00-03:00", zone=BERLIN)
     assert not nightly.open(at("2026-03-29T01:59:59", BERLIN))

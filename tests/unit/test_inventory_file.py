@@ -20,7 +20,7 @@ WRITTEN = """
 taken 1700000000.5
 uplink rack1 40Gbit/s
 host alpha memory=64GiB cpus=16 bandwidth=25Gbit/s outbound=2 inbound=3 uplink=rack1 labels=zone=1,ssd=yes
-host beta memory=64G cordoned="memory is replaced" stale=yes cpu-models=old,new   # and why
+host beta memory=64G cordoned="memory is replaced" stale=yes cpu-models=old,new transports=tcp   # and why
 guest web on alpha memory=8GiB load=2.5 dirty=100MiB/s working-set=1GiB groups=db,web needs=zone=1 cpu-model=old
 guest licence on alpha memory=1GiB stays="bound to the host" moving-to=beta moved=1699999999
 """
@@ -33,7 +33,12 @@ def test_every_key_is_read() -> None:
                 "alpha", 64 * GIB, 16.0, 3_125_000_000, 2, 3, "rack1", labels=frozenset({"zone=1", "ssd=yes"})
             ),
             "beta": Host(
-                "beta", 64 * GIB, cpu_models=frozenset({"old", "new"}), cordoned="memory is replaced", stale=True
+                "beta",
+                64 * GIB,
+                transports=frozenset({"tcp"}),
+                cpu_models=frozenset({"old", "new"}),
+                cordoned="memory is replaced",
+                stale=True,
             ),
         },
         {
@@ -89,7 +94,7 @@ def test_a_simulated_fleet_can_be_kept_and_planned_on_again() -> None:
         ("host a memory=1G stale=perhaps", "line 1: stale: 'perhaps' is neither yes nor no"),
         ('host a memory=1G cordoned="open', "line 1: No closing quotation"),
         ("guest g in a memory=1G", "line 1: 'guest g in a memory=1G' is none of"),
-        ("guest g on a memory=1G", "guest g names a host a, which no line describes"),
+        ("guest g on a memory=1G", "guest g names a host a, which is nowhere described"),
         ("host a memory=1G\nguest g on a memory=1G moving-to=b", "guest g names a host b"),
         ("host a memory=1G uplink=rack1", "host a names an uplink rack1"),
         ("uplink rack1 fast", "line 1: 'fast' is not understood"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tasks.inventory.live import cluster
 from tasks.planning.cluster import Guest, Host
+from tasks.planning.rules import judge
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, MigrationRecord, Pin, SideRecord
 from workers.pairing.contract import Side
 
@@ -30,7 +31,9 @@ WEB = GuestRecord("web", "alpha", 8 * GIB, 3, None, 1.5, frozenset({"db"}), froz
 
 def test_everything_that_a_plan_needs_is_there() -> None:
     found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [], 100.0)
-    assert found.hosts == {"alpha": Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=frozenset({"zone=1"}))}
+    kinds, labels = frozenset({"tcp"}), frozenset({"zone=1"})
+    alpha = Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=labels, transports=kinds)
+    assert found.hosts == {"alpha": alpha}
     assert found.guests == {
         "web": Guest(
             "web", "alpha", 8 * GIB, 1.5, 100_000_000, groups=frozenset({"db"}), needs=frozenset({"zone=1"}), moved=77.0
@@ -70,6 +73,24 @@ def test_a_host_that_fell_silent_is_stale_and_so_is_one_with_half_of_its_workers
 def test_a_destination_that_fell_silent_is_there_and_stale() -> None:
     found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [move("web", "beta", "active")], 1.0)
     assert found.hosts["beta"].stale
+
+
+def test_of_the_cpu_models_that_hosts_know_those_are_kept_that_some_guest_has() -> None:
+    known = {"alpha": {"old", "new", "other"}, "beta": {"old", "other"}, "gamma": {"other", "yet-another"}}
+    hosts = {name: replace(host(name), cpu_models=frozenset(models)) for name, models in known.items()}
+    guests = {name: replace(WEB, guest=name, cpu_model=name) for name in ("old", "new")}
+    found = cluster(Fleet(hosts, guests), [], 1.0)
+    assert {name: set(each.cpu_models) for name, each in found.hosts.items()} == {
+        "alpha": {"old", "new"},
+        "beta": {"old"},
+        "gamma": {"other", "yet-another"},
+    }
+    for guest in guests:
+        for name, models in known.items():
+            refusal = judge(found, guest, name)
+            assert (refusal is not None and refusal.rule == "cpu-model") == (guest not in models)
+    unknown = cluster(Fleet(hosts, {"web": WEB}), [], 1.0)
+    assert {each.cpu_models for each in unknown.hosts.values()} == {frozenset()}
 
 
 def test_of_two_rates_said_of_one_uplink_the_lower_one_is_believed() -> None:

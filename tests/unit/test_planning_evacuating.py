@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,13 +11,13 @@ from hypothesis import strategies as st
 
 from tasks.inventory.simulated import simulate
 from tasks.planning.cluster import Cluster, Guest, Host
-from tasks.planning.evacuating import ENDED, Attempt, Evacuation, Fate, State, Step, migration_id, step
-from tasks.planning.moves import begin
-from tasks.planning.rules import Refusal
+from tasks.planning.evacuating import Evacuation, step
+from tasks.planning.evacuation import plan_evacuation
+from tasks.planning.job import ENDED, Attempt, Fate, State, migration_id
 from tests.clusters import clusters
+from tests.job_world import NOW, World
 
 GIB = 1 << 30
-NOW = 1_700_000_000.0
 
 
 def fleet(*guests: Guest, hosts: str = "abc") -> Cluster:
@@ -28,54 +27,6 @@ def fleet(*guests: Guest, hosts: str = "abc") -> Cluster:
 
 def guest(name: str, host: str = "a", memory: int = 8) -> Guest:
     return Guest(name, host, memory * GIB)
-
-
-@dataclass
-class World:
-    """Moves asked for are begun and end one after the other, as `fails` says; a step is taken after each end."""
-
-    cluster: Cluster
-    asked: Evacuation
-    fails: Callable[[Attempt], str] = lambda attempt: ""
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    steps: int = 0
-
-    def step(self) -> Step:
-        """As an executor does: what is asked for is begun, if the fleet still allows it."""
-        self.steps += 1
-        found = step(self.asked, self.cluster, self.attempts.values(), NOW)
-        assert found == step(self.asked, self.cluster, reversed(list(self.attempts.values())), NOW)
-        for ask in found.asks:
-            assert ask.migration not in self.attempts, "one id, one migration"
-            begun = begin(self.cluster, ask.move)
-            if not isinstance(begun, Refusal):
-                self.cluster = begun
-                self.attempts[ask.migration] = Attempt(ask.move.guest, ask.move.destination, ask.number, open=True)
-        self.asked = replace(self.asked, guests=self.asked.guests | found.guests.keys())
-        return found
-
-    def end_one(self) -> None:
-        """The move that was begun first ends."""
-        migration, attempt = next((name, each) for name, each in self.attempts.items() if each.open)
-        moving = self.cluster.guests[attempt.guest]
-        reason = self.fails(attempt)
-        self.attempts[migration] = replace(attempt, open=False, completed=not reason, reason=reason)
-        self.cluster = self.cluster.placed(
-            [replace(moving, moving_to="", host=moving.host if reason else attempt.destination)]
-        )
-
-    def lived(self, *, patient: bool = True) -> Step:
-        """The last step of all; not `patient`: the deadline passes once nothing is under way."""
-        for _ in range(10_000):
-            found = self.step()
-            if found.state in ENDED:
-                return found
-            if any(each.open for each in self.attempts.values()):
-                self.end_one()
-            else:
-                assert not patient, f"it waits for nothing: {found}"
-                self.asked = replace(self.asked, deadline=NOW)
-        raise AssertionError("it does not end")
 
 
 def evacuation(*hosts: str, **more: object) -> Evacuation:
@@ -181,6 +132,51 @@ def test_the_id_of_a_move_depends_on_what_it_is_and_not_on_who_asks() -> None:
     ids = {migration_id(job, name, number) for job in ("e-1", "e-2") for name in ("g", "h") for number in (1, 2)}
     assert len(ids) == 8
     assert migration_id("e-1", "g", 1) == migration_id("e-1", "g", 1)
+
+
+def test_the_first_attempt_goes_where_a_plan_of_before_says() -> None:
+    for planned in "bcd":
+        world = World(fleet(guest("g1"), hosts="abcd"), evacuation("a", planned={"g1": planned}))
+        assert world.lived().guests["g1"].host == planned
+
+
+def test_where_the_plan_is_refused_now_the_guest_goes_elsewhere_and_says_so() -> None:
+    cluster = fleet(guest("g1"), guest("g2"))
+    cluster = cluster.changed([replace(cluster.hosts["b"], cordoned="a leak")])
+    world = World(cluster, evacuation("a", planned={"g1": "b", "g2": "c"}))
+    first = world.step()
+    assert first.guests["g1"].reason == "planned anew, the plan said b: cordoned: b is cordoned: a leak"
+    assert world.step().guests["g1"].reason == "it is on its way to c; the plan said b, which was refused then"
+    found = world.lived()
+    assert found.state is State.COMPLETED
+    assert found.guests["g1"].reason == "it is on c; the plan said b, which was refused then"
+    assert found.guests["g2"].reason == "it is on c"
+
+
+def test_the_plan_counts_for_the_first_attempt_only() -> None:
+    world = World(
+        fleet(guest("g1")), evacuation("a", planned={"g1": "b"}), lambda each: "peer" if each.number == 1 else ""
+    )
+    assert world.lived().state is State.COMPLETED
+    assert [each.destination for each in world.attempts.values()] == ["b", "c"]
+
+
+def test_a_whole_plan_of_before_is_followed_move_by_move() -> None:
+    cluster = simulate("hosts=12,guests=200,seed=5,groups=8")
+    hosts = sorted(cluster.hosts)[:2]
+    moves = {move.guest: move.destination for move in plan_evacuation(cluster, hosts).moves}
+    world = World(cluster, evacuation(*hosts, planned=moves))
+    found = world.lived()
+    assert found.state is State.COMPLETED
+    assert {each.guest: each.destination for each in world.attempts.values()} == moves
+    assert not any("plan said" in each.reason for each in found.guests.values())
+
+
+def test_each_guest_says_which_of_the_emptied_hosts_it_left() -> None:
+    found = World(
+        fleet(guest("g1", "a"), guest("g2", "b"), guest("g3", "c"), hosts="abcd"), evacuation("a", "b")
+    ).lived()
+    assert {name: each.home for name, each in found.guests.items()} == {"g1": "a", "g2": "b"}
 
 
 @settings(max_examples=80)

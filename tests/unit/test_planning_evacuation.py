@@ -30,6 +30,7 @@ def destinations(plan: Plan) -> dict[str, str]:
     return {move.guest: move.destination for move in plan.moves}
 
 
+PICKY = Guest("picky", "alpha", 50, needs=frozenset({"zone=a"}))
 ALPHA, BETA, GAMMA = Host("alpha", 100), Host("beta", 100), Host("gamma", 100)
 
 
@@ -73,9 +74,12 @@ def test_an_unknown_host_is_an_error_that_names_it() -> None:
         ({"moving_to": "beta"}, Refusal("moving", "web is on its way to beta already")),
         (
             {"memory": 101},
-            Refusal("no-memory", "no-memory on 2 hosts; it needs 101 bytes, the roomiest of these has 100 left"),
+            Refusal("no-memory", "web needs 101 bytes, beta has 100 left; web needs 101 bytes, gamma has 100 left"),
         ),
-        ({"needs": frozenset({"gpu=yes"})}, Refusal("labels", "labels on 2 hosts")),
+        (
+            {"needs": frozenset({"gpu=yes"})},
+            Refusal("labels", "web needs gpu=yes, which beta lacks; web needs gpu=yes, which gamma lacks"),
+        ),
     ],
 )
 def test_who_cannot_leave_is_refused_with_the_reason_and_the_others_go(web: dict[str, Any], refusal: Refusal) -> None:
@@ -132,7 +136,7 @@ def test_one_guest_is_moved_out_of_the_way_where_that_makes_room() -> None:
 
 def test_nobody_else_is_moved_when_that_is_not_wanted() -> None:
     plan = plan_evacuation(of(ALPHA, BETA, GAMMA, guests=CROWDED), ["alpha"], make_room=False)
-    why = "no-memory on 2 hosts; it needs 60 bytes, the roomiest of these has 40 left"
+    why = "web needs 60 bytes, beta has 40 left; web needs 60 bytes, gamma has 30 left"
     assert (plan.moves, plan.refused) == ((), (("web", Refusal("no-memory", why)),))
 
 
@@ -164,7 +168,8 @@ def test_two_guests_of_its_groups_are_not_moved_for_one() -> None:
     )
     plan = plan_evacuation(of(ALPHA, replace(BETA, labels=frozenset({"zone=a"})), GAMMA, guests=guests), ["alpha"])
     assert plan.moves == ()
-    assert plan.refused == (("web", Refusal("anti-affinity", "anti-affinity on 1 host, labels on 1 host")),)
+    why = "b-x of the same group x is on beta; web needs zone=a, which gamma lacks"
+    assert plan.refused == (("web", Refusal("anti-affinity", why)),)
 
 
 def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
@@ -173,7 +178,7 @@ def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
     guests = (
         Guest("big", "alpha", 60),
         Guest("big-too", "alpha", 55),
-        Guest("picky", "alpha", 50, needs=frozenset({"zone=a"})),
+        PICKY,
         Guest("there", "roomy", 130),
     )
     plan = plan_evacuation(of(*hosts, guests=guests), ["alpha"])
@@ -182,6 +187,21 @@ def test_a_guest_of_this_plan_makes_room_by_going_elsewhere_at_once() -> None:
         ("alpha", "big-too", "roomy"),
         ("alpha", "picky", "delta"),
     ]
+
+
+def test_a_guest_that_gives_up_its_place_goes_only_where_its_own_host_can_send_it() -> None:
+    zone = {"labels": frozenset({"zone=a"})}
+    verbs, tcp = frozenset({"verbs"}), frozenset({"tcp"})
+    hosts = (
+        replace(ALPHA, transports=verbs),
+        replace(BETA, **zone),
+        replace(Host("delta", 100), **zone),
+        Host("roomy", 200, transports=tcp),
+    )
+    guests = (Guest("big", "alpha", 60), Guest("big-too", "alpha", 55), PICKY)
+    plan = plan_evacuation(of(*hosts, guests=guests), ["alpha"])
+    assert destinations(plan) == {"big": "beta", "big-too": "delta"}
+    assert [guest for guest, _ in plan.refused] == ["picky"]
 
 
 @pytest.mark.parametrize("fixed", [{"stays": "vfio"}, {"moving_to": "gamma"}])

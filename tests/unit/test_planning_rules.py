@@ -39,8 +39,12 @@ def test_a_move_that_breaks_no_rule_is_not_refused() -> None:
         (there(beta={"stale": True}), "web", "beta", "stale", "nobody has spoken for beta in time"),
         (there(beta={"cordoned": "repairs"}), "web", "beta", "cordoned", "beta is cordoned: repairs"),
         (
+            there(alpha={"transports": frozenset({"verbs", "rdma"})}, beta={"transports": frozenset({"tcp"})}),
+            *("web", "beta", "transport", "alpha has rdma, verbs, beta has tcp: nothing carries memory between them"),
+        ),
+        (
             there(web={"cpu_model": "new"}, beta={"cpu_models": frozenset({"old"})}),
-            *("web", "beta", "cpu-model", "web has the CPU model new, beta offers old"),
+            *("web", "beta", "cpu-model", "web has the CPU model new, which beta does not know"),
         ),
         (
             there(web={"needs": frozenset({"b=1", "a=1"})}, beta={"labels": frozenset({"a=2"})}),
@@ -76,14 +80,16 @@ def test_the_first_rule_of_the_table_speaks_when_several_refuse() -> None:
         Guest("db", "beta", 95, groups=frozenset("x")),
         web={"stays": "vfio", "moving_to": "gamma", "cpu_model": "new", "needs": frozenset({"a=1"})}
         | {"groups": frozenset("x")},
-        beta={"stale": True, "cordoned": "repairs", "cpu_models": frozenset({"old"})},
+        alpha={"transports": frozenset({"verbs"})},
+        beta={"stale": True, "cordoned": "repairs", "cpu_models": frozenset({"old"}), "transports": frozenset({"tcp"})},
     )
     mended: list[dict[str, Any]] = [{"stays": None}, {"moving_to": ""}]
     said = [judge(worst, "web", "beta")]
     for change in mended:
         worst = worst.placed([replace(worst.guests["web"], **change)])
         said.append(judge(worst, "web", "beta"))
-    for host_change in ({"stale": False}, {"cordoned": None}, {"cpu_models": frozenset()}, {"labels": {"a=1"}}):
+    changes: list[dict[str, Any]] = [{"stale": False}, {"cordoned": None}, {"transports": frozenset()}]
+    for host_change in (*changes, {"cpu_models": frozenset()}, {"labels": {"a=1"}}):
         worst = worst.changed([replace(worst.hosts["beta"], **host_change)])
         said.append(judge(worst, "web", "beta"))
     worst = worst.placed([replace(worst.guests["web"], groups=frozenset())])
@@ -100,6 +106,12 @@ def test_exactly_the_memory_left_is_enough() -> None:
 def test_a_cpu_model_that_nobody_knows_refuses_nothing() -> None:
     assert judge(there(web={"cpu_model": "new"}), "web", "beta") is None
     assert judge(there(beta={"cpu_models": frozenset({"old"})}), "web", "beta") is None
+
+
+def test_transports_that_are_not_known_of_one_side_refuse_nothing_and_one_in_common_is_enough() -> None:
+    both, tcp = {"transports": frozenset({"verbs", "tcp"})}, {"transports": frozenset({"tcp"})}
+    for alpha, beta in (({}, tcp), (tcp, {}), (tcp, both), (both, tcp)):
+        assert judge(there(alpha=alpha, beta=beta), "web", "beta") is None
 
 
 def test_what_holds_a_guest_is_said_without_a_destination() -> None:
@@ -139,34 +151,52 @@ def test_the_columns_still_agree_after_every_move(cluster: Cluster) -> None:
         assert placement.left.tolist() == [memory_left(cluster, name) for name in placement.hosts]
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
-@given(clusters())
-def test_why_nowhere_counts_what_each_rule_refuses(cluster: Cluster) -> None:
-    placement = Placement(cluster)
+def check_why_nowhere(placement: Placement, cluster: Cluster) -> None:
+    """Of whoever can go nowhere it says what the rules say of `cluster`, which is what `placement` has come to."""
     for guest in cluster.guests:
-        if placement.candidates(guest).any():
+        if placement.candidates(guest).any() or held(cluster, guest):
             continue
         said = placement.why_nowhere(guest)
-        if holding := held(cluster, guest):
-            assert said == holding
-            continue
         judged = [refusal for host in cluster.hosts if (refusal := judge(cluster, guest, host))]
         counts = Counter(refusal.rule for refusal in judged if refusal.rule != "same-host")
-        furthest = max(counts, key=list(RULES).index) if counts else "same-host"
-        assert said.rule == furthest
-        for rule, count in counts.items():
-            assert f"{rule} on {count} host" in said.why
+        assert said.rule == (max(counts, key=list(RULES).index) if counts else "same-host")
+        for refusal in judged:
+            if refusal.rule != "same-host":
+                few = counts[refusal.rule] <= 3
+                assert (refusal.why if few else f"{refusal.rule} on {counts[refusal.rule]} hosts") in said.why
 
 
-def test_why_nowhere_names_the_nearest_rule_first_and_its_figures() -> None:
-    hosts = [Host("alpha", 100), *(Host(f"full-{number}", 10 + number) for number in range(3))]
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(clusters())
+def test_why_nowhere_says_what_the_rules_say_also_after_moves(cluster: Cluster) -> None:
+    placement = Placement(cluster)
+    check_why_nowhere(placement, cluster)
+    for guest in sorted(cluster.guests):
+        if holding := held(cluster, guest):
+            assert placement.why_nowhere(guest) == holding
+            continue
+        allowed = placement.candidates(guest).nonzero()[0]
+        if len(allowed):
+            host = placement.hosts[allowed[0]]
+            placement.move(guest, host)
+            cluster = cluster.placed([replace(cluster.guests[guest], host=host)])
+    check_why_nowhere(placement, cluster)
+
+
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [
+        (3, "; ".join(f"web needs 50 bytes, full-{each} has 1{each} left" for each in range(3))),
+        (4, "no-memory on 4 hosts: it needs 50 bytes, the roomiest of them has 13 left"),
+    ],
+)
+def test_why_nowhere_begins_with_the_nearest_and_names_a_few_hosts_or_counts_many(full: int, said: str) -> None:
+    hosts = [Host("alpha", 100), *(Host(f"full-{number}", 10 + number) for number in range(full))]
     hosts += [Host("shut", 100, cordoned="repairs"), Host("near", 100)]
     guests = [Guest("web", "alpha", 50, groups=frozenset("x")), Guest("db", "near", 1, groups=frozenset("x"))]
     cluster = Cluster({host.name: host for host in hosts}, {guest.name: guest for guest in guests})
     assert Placement(cluster).why_nowhere("web") == Refusal(
-        "no-memory",
-        "no-memory on 3 hosts, anti-affinity on 1 host, cordoned on 1 host; it needs 50 bytes, the roomiest of these "
-        "has 12 left",
+        "no-memory", f"{said}; db of the same group x is on near; shut is cordoned: repairs"
     )
 
 

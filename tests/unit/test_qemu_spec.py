@@ -81,6 +81,14 @@ def test_a_file_that_is_not_one(tmp_path: Path, content: bytes) -> None:
         QemuGuestSpec.from_file(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize(
+    ("cpu", "model"),
+    [("Skylake-Server-v5,-hle,+vmx", "Skylake-Server-v5"), ("EPYC", "EPYC"), ("host", ""), ("max,-x2apic", "")],
+)
+def test_a_model_that_can_be_compared_has_a_name_of_its_own(cpu: str, model: str) -> None:
+    assert QemuGuestSpec.from_json({"name": "vm1", "memory": "1G", "cpu": cpu}).cpu_model == model
+
+
 def test_ram_is_a_shared_file_and_the_machine_uses_it() -> None:
     given = words()
     (memory,) = map(json.loads, following("-object", given))

@@ -27,6 +27,7 @@ from tests.vm.machine import vm_spec
 from workers.guests.blocker import Blocker
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.blockers import blockers_at_source
+from workers.guests.qemu.cpu_models import cpu_models
 from workers.guests.qemu.guest import BINARY, QemuGuest
 from workers.guests.qemu.inspection import facts_of
 from workers.guests.qemu.monitor import CONNECT_SECONDS, CommandRefusedError, Monitor
@@ -380,6 +381,10 @@ def test_a_qemu_that_is_started_to_be_asked_may_take_its_time(monkeypatch: pytes
         assert monitor.execute("query-version")
     assert given == [START_SECONDS]
     assert START_SECONDS > 10 * CONNECT_SECONDS
+
+
+def test_plans_are_told_the_models_that_a_real_qemu_knows() -> None:
+    assert {"max", "qemu64", "EPYC"} <= cpu_models(BINARY)
 
 
 def test_a_tap_device_that_is_there_will_do(guests: LocalGuests, guest: QemuGuest) -> None:

@@ -47,6 +47,8 @@ class LocalGuest:
     problem: str = ""
     anti_affinity: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    #: Of a virtual machine; "": not one that can be compared.
+    cpu_model: str = ""
 
 
 class LocalGuests:
@@ -155,7 +157,9 @@ def _entry(directory: Path, *, ask: bool) -> LocalGuest:
         memory, pid = sum(block.size for block in guest.blocks()), guest.pid
     except HostError as error:
         return LocalGuest(name, kind, problem=str(error))
-    found = LocalGuest(name, kind, memory, pid, anti_affinity=guest.spec.anti_affinity, needs=guest.spec.needs)
+    model = guest.spec.cpu_model if isinstance(guest, QemuGuest) else ""
+    apart, needs = guest.spec.anti_affinity, guest.spec.needs
+    found = LocalGuest(name, kind, memory, pid, anti_affinity=apart, needs=needs, cpu_model=model)
     try:
         return replace(found, status=guest.status() if ask else None)
     except HostError as error:  # it lives, and holds its memory, though it does not answer

@@ -8,6 +8,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     residents:H             hash    G → bytes of the guests on H          H's workers, finish; with the guests
     guests                  set     every G                               as guest:G
     guest:G                 hash    host, epoch, bytes, active migration  H's workers, admission, finish; with the guest
+    guest:G:gone            string  the host where it was just stopped    gone; after a lease
     guest:G:handover        hash    "EPOCH.FACT.M" → host                 movers and reconcile; goes with the guest
     migration:M             hash    the record: request, state, claims,   admission, claim, movers' offers, finish;
                                     offers, leases, progress, outcomes    expires `history.retention` after its end
@@ -25,7 +26,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
     blockers                hash    "guest:G", "host:H", "cordon:H" →     operators, evacuations; each until its expiry,
                                     {reason, since, expires} (ms)         or until it is taken back
-    jobs                    zset    J (an evacuation) by creation time    as the jobs
+    jobs                    zset    J by creation time                    as the jobs
     jobs:open               set     J not ended                           begin … the step that ends it
     job:J                   hash    what was asked, and what it came to   `history.retention` after its end
     job:J:guests            hash    G → how it stands                     steps; as the job
@@ -112,23 +113,23 @@ class Keys:
         return f"{self.prefix}blockers"
 
     def jobs(self) -> str:
-        """All evacuations by creation time."""
+        """All jobs by creation time."""
         return f"{self.prefix}jobs"
 
     def open_jobs(self) -> str:
-        """Evacuations that have not ended."""
+        """Jobs that have not ended."""
         return f"{self.prefix}jobs:open"
 
     def job(self, job: str) -> str:
-        """What an evacuation was asked, and what it came to."""
+        """What a job was asked, and what it came to."""
         return f"{self.prefix}job:{job}"
 
     def job_guests(self, job: str) -> str:
-        """How each guest of an evacuation stands."""
+        """How each guest of a job stands."""
         return f"{self.prefix}job:{job}:guests"
 
     def job_moves(self, job: str) -> str:
-        """Every migration that an evacuation asked for."""
+        """Every migration that a job asked for."""
         return f"{self.prefix}job:{job}:moves"
 
     def policy(self, policy: str) -> str:

@@ -1,9 +1,10 @@
-"""Plans and evacuations as tables and as JSON. Pure."""
+"""Plans and jobs as tables and as JSON. Pure."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,9 +14,12 @@ from rich.text import Text
 from tasks.cli.quantities import seconds, size
 from tasks.cli.rendering.tables import table
 from tasks.jobs import JobRecord
-from tasks.planning.evacuating import Fate
 from tasks.planning.evacuation import Plan
+from tasks.planning.job import Fate
 from tasks.planning.rebalancing import RebalancePlan
+from tasks.planning.relocating import Relocation
+from tasks.planning.returning import Return
+from tasks.planning.rules import Refusal
 from tasks.planning.waves import Schedule
 
 
@@ -25,10 +29,7 @@ def plan_table(plan: Plan) -> RenderableType:
     total = f"{len(plan.moves)} moves, about {seconds(plan.schedule.makespan)}; {len(plan.refused)} guests cannot go"
     parts: list[RenderableType] = [made] if plan.moves else []
     if plan.refused:
-        kept = table("STAYS", "WHY")
-        for guest, refusal in plan.refused:
-            kept.add_row(guest, Text(f"{refusal.rule}: {refusal.why}"))
-        parts.append(kept)
+        parts.append(_refused_table(plan.refused))
     return Group(*parts, Text(total))
 
 
@@ -64,6 +65,40 @@ def rebalance_json(plan: RebalancePlan) -> dict[str, Any]:
     }
 
 
+def return_table(plan: Return) -> RenderableType:
+    """Each move, and each guest that cannot come back now with its reason."""
+    total = (
+        f"{len(plan.moves)} guests come back to {', '.join(plan.hosts)}, about {seconds(plan.schedule.makespan)};"
+        f" {len(plan.refused)} cannot now"
+    )
+    parts: list[RenderableType] = [_moves_table(plan.schedule)] if plan.moves else []
+    if plan.refused:
+        parts.append(_refused_table((move.guest, refusal) for move, refusal in plan.refused))
+    return Group(*parts, Text(total))
+
+
+def return_json(plan: Return) -> dict[str, Any]:
+    """Seconds and bytes."""
+    return {
+        "version": 1,
+        "hosts": list(plan.hosts),
+        "moves": _moves_json(plan.schedule),
+        "refused": [
+            {"guest": move.guest, "source": move.source, "destination": move.destination, **asdict(refusal)}
+            for move, refusal in plan.refused
+        ],
+        "makespan_seconds": plan.schedule.makespan,
+        "lower_bound_seconds": plan.schedule.lower_bound,
+    }
+
+
+def _refused_table(refused: Iterable[tuple[str, Refusal]]) -> Table:
+    kept = table("STAYS", "WHY")
+    for guest, refusal in refused:
+        kept.add_row(guest, Text(f"{refusal.rule}: {refusal.why}"))
+    return kept
+
+
 def _moves_table(schedule: Schedule) -> Table:
     made = table("GUEST", "FROM", "TO", ">WAVE", ">STARTS", ">TAKES", ">DOWNTIME", ">SENT")
     for timed in schedule.moves:
@@ -91,23 +126,31 @@ def _moves_json(schedule: Schedule) -> list[dict[str, Any]]:
 
 
 def job_table(job: JobRecord) -> RenderableType:
-    """An evacuation in full: a line for each guest."""
-    made = table("GUEST", "FATE", "HOST", ">ATTEMPTS", "WHY")
+    """A job in full: a line for each guest; LEFT is the emptied host that it was on, WANTED where it is to be."""
+    wanted = {move.guest: move.destination for move in job.asked.moves} if isinstance(job.asked, Relocation) else {}
+    made = table("GUEST", "FATE", "WANTED" if wanted else "LEFT", "HOST", ">ATTEMPTS", "WHY")
     for name, each in sorted(job.guests.items()):
-        made.add_row(name, str(each.fate), each.host or "-", str(each.attempts), Text(each.reason))
-    what = f"{job.job}: {', '.join(sorted(job.asked.hosts))} {job.state}"
+        other = wanted.get(name, each.home) or "-"
+        made.add_row(name, str(each.fate), other, each.host or "-", str(each.attempts), Text(each.reason))
     why = f": {job.reason}" if job.reason else ""
-    return Group(*([made] if job.guests else []), Text(f"{what}{why}"))
+    return Group(*([made] if job.guests else []), Text(f"{job.job}: {job.what} {job.state}{why}{_evened(job)}"))
 
 
 def jobs_table(jobs: Sequence[JobRecord]) -> RenderableType:
     """One line each."""
-    made = table("JOB", "HOSTS", "STATE", ">MOVED", ">LEFT", "BEGUN", ">TOOK", "WHY")
+    made = table("JOB", "WHAT", "STATE", ">MOVED", ">LEFT", "BEGUN", ">TOOK", "WHY")
     for job in jobs:
         moved = job.count(Fate.MOVED, Fate.GONE)
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
         took = "-" if job.finished is None else seconds(job.finished - job.created)
-        hosts, left = ", ".join(sorted(job.asked.hosts)), len(job.guests) - moved
-        why = job.message if not job.reason else f"{job.message}: {job.reason}"
-        made.add_row(job.job, hosts, str(job.state), str(moved), str(left), begun, took, Text(why))
+        left = len(job.guests) - moved
+        why = (job.message if not job.reason else f"{job.message}: {job.reason}") + _evened(job)
+        made.add_row(job.job, job.what, str(job.state), str(moved), str(left), begun, took, Text(why))
     return made
+
+
+def _evened(job: JobRecord) -> str:
+    if job.order.imbalance is None:
+        return ""
+    before, after = job.order.imbalance
+    return f"; imbalance {before:.3f} → {after:.3f} as planned"

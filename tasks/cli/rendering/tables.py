@@ -115,6 +115,7 @@ def full(facts: Facts) -> RenderableType:
         _pairs(
             [
                 ("migration", f"{record.migration}, epoch {NOTHING if record.epoch is None else record.epoch}"),
+                *([("asked for by", record.job)] if record.job else []),
                 ("memory", size(record.memory)),
                 ("submitted", _moment(record.created)),
                 ("admitted", _moment(record.admitted)),

@@ -17,14 +17,16 @@ from typing import Any
 import redis
 
 from config.settings import RedisSettings, Settings, WorkerSettings
-from tasks.evacuate import begin, snapshot, take_step
+from tasks.evacuate import begin
 from tasks.inventory.simulated import simulate
 from tasks.ledger.ledger import Ledger
 from tasks.planning.cluster import Cluster
-from tasks.planning.evacuating import Evacuation, State
+from tasks.planning.evacuating import Evacuation
 from tasks.planning.evacuation import plan_evacuation
+from tasks.planning.job import State
 from tasks.records import MigrationRecord
 from tasks.requests import admit
+from tasks.steps import snapshot, take_step
 from tests.benchmarks.document import document
 from tests.benchmarks.executor.cases import CASES, Case
 from tests.benchmarks.executor.fleet import SimulatedFleet, over_limit

@@ -17,6 +17,8 @@ from config.errors import RequestError
 from config.names import check_groups, check_labels, check_name, validator
 from config.units import BYTES
 
+#: Models that mean whatever the host's processor can do: two hosts' are not the same, and their names tell nothing.
+_ANY_MODEL = frozenset({"host", "max", "base"})
 _WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -88,6 +90,12 @@ class QemuGuestSpec(_Part):
     anti_affinity: Annotated[tuple[str, ...], BeforeValidator(validator(check_groups))] = ()
     #: Labels that its host must have, each "key=value".
     needs: Annotated[tuple[str, ...], BeforeValidator(validator(check_labels))] = ()
+
+    @property
+    def cpu_model(self) -> str:
+        """The processor model by its name in QEMU; "": what the host has, which cannot be compared by name."""
+        model = self.cpu.partition(",")[0]
+        return "" if model in _ANY_MODEL else model
 
     @classmethod
     def from_file(cls, path: Path) -> QemuGuestSpec:

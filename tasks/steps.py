@@ -1,0 +1,131 @@
+"""Jobs under way: taken one step further, cancelled. The judgement is tasks.planning's.
+
+    job in Redis ─► the fleet, the moves so far ─► step (pure) ─► submit · cancel · admit and ring ─► job in Redis
+
+Anybody may take steps, any number at once, and die at any instant: a step only looks at what is there, its moves have
+ids that do not depend on who asks, and each is checked again by admission. Every host's workers take them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from config.errors import RefusedError, RequestError
+from tasks.bell import Bell
+from tasks.inventory.live import cluster
+from tasks.jobs import Asked, JobRecord, attempts_of
+from tasks.ledger.ledger import Answer, Ledger
+from tasks.messages import MigrateRequest
+from tasks.planning import evacuating, relocating
+from tasks.planning.cluster import Cluster
+from tasks.planning.evacuating import Evacuation
+from tasks.planning.job import Attempt, Step
+from tasks.records import Fleet
+from tasks.requests import admit, record_refused, submit
+
+log = logging.getLogger("droveway.jobs")
+
+#: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
+#: large fleet does not keep Redis busy.
+BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
+#: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
+_LASTING = frozenset({"capability", "memory-lock"})
+
+
+def take_steps(ledger: Ledger, bell: Bell) -> bool:
+    """A step of every job under way of which nobody has just taken one; whether there is any.
+
+    Raises UnreachableError.
+    """
+    jobs = ledger.open_jobs()
+    for job in jobs:
+        take_step(ledger, bell, job)
+    return bool(jobs)
+
+
+def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
+    """One step, unless somebody has just taken one. Raises UnreachableError."""
+    if not ledger.turn(job, BETWEEN_STEPS):
+        return
+    began = time.monotonic()
+    record = ledger.find_job(job)
+    if record is None or record.ended:
+        return
+    _take(ledger, bell, record)
+    if (took := time.monotonic() - began) * _TIMES_A_STEP > BETWEEN_STEPS:
+        ledger.turn(job, took * _TIMES_A_STEP, again=True)
+
+
+def cancel(ledger: Ledger, bell: Bell, job: str) -> str:
+    """Ask for the end of a job; its state then. Its moves are cancelled where that is still possible.
+
+    Raises RefusedError (`unknown-job`, `ended`), UnreachableError.
+    """
+    answer, state = ledger.cancel_job(job)
+    if answer is Answer.GONE:
+        raise unknown(job)
+    if answer is Answer.ENDED:
+        raise RefusedError(f"{job} is {state} already; there is nothing to cancel.", "ended")
+    record = snapshot(ledger, job)
+    if not record.ended:
+        _take(ledger, bell, record)
+    return str(snapshot(ledger, job).state)
+
+
+def snapshot(ledger: Ledger, job: str) -> JobRecord:
+    """The job now. Raises RefusedError (`unknown-job`), UnreachableError."""
+    record = ledger.find_job(job)
+    if record is None:
+        raise unknown(job)
+    return record
+
+
+def unknown(job: str) -> RefusedError:
+    """No such job."""
+    return RefusedError(f"There is no job {job:.80}; `droveway history` shows what there is.", "unknown-job")
+
+
+def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
+    # The fleet is read last: a move that ends meanwhile is then still under way for this step, and no guest is taken
+    # for one that waits because its move was over before it was looked at.
+    moves, under_way, fleet = ledger.moves_of(record), ledger.open(), ledger.fleet()
+    now = ledger.now()
+    found = _step(record.asked, cluster(fleet, under_way, now), attempts_of(moves), now)
+    _submit(ledger, found, fleet, record)
+    ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
+    for migration in ending:
+        ledger.cancel(
+            migration, f"{record.job} takes it back: it was cancelled, gives way, or waits for a host that is silent."
+        )
+    if found.asks or ending:
+        admit(ledger, bell)
+    answer, detail = ledger.note_job(record.job, found)
+    if answer is Answer.OCCUPIED:
+        log.info("%s is not at its end yet: %s", record.job, detail)
+
+
+def _step(asked: Asked, found: Cluster, attempts: list[Attempt], now: float) -> Step:
+    if isinstance(asked, Evacuation):
+        return evacuating.step(asked, found, attempts, now)
+    return relocating.step(asked, found, attempts, now)
+
+
+def _submit(ledger: Ledger, found: Step, fleet: Fleet, record: JobRecord) -> None:
+    """Ask for what is next. What the fleet no longer allows is left to the next step, which plans on what is there."""
+    # What a policy asks for does not wait beyond its window.
+    expires = record.asked.deadline if record.order.policy else None
+    for ask in found.asks:
+        request = MigrateRequest(
+            migration=ask.migration,
+            guest=ask.move.guest,
+            source=ask.move.source,
+            destination=ask.move.destination,
+            expires=expires,
+        )
+        try:
+            submit(ledger, request, fleet, record.job, record.order.priority)
+        except (RequestError, RefusedError) as refusal:
+            log.info("%s: %s: %s", record.job, ask.move.guest, refusal)
+            if isinstance(refusal, RefusedError) and refusal.reason in _LASTING:
+                record_refused(ledger, request, refusal, record.job)
