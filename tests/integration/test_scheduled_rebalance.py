@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from threading import Barrier
 
 import pytest
 
@@ -16,6 +17,7 @@ from config.settings import RebalanceSettings, RedisSettings, Settings, WorkerSe
 from tasks.evacuate import begin
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import Rebalance
+from tasks.planning.cluster import Cluster
 from tasks.planning.evacuating import Evacuation
 from tasks.planning.rebalancing import imbalance_of
 from tasks.records import LocalGuest, MigrationRecord, PolicyRecord, Priority
@@ -98,11 +100,21 @@ def at_rest(ledger: Ledger) -> None:
 # --- once -------------------------------------------------------------------------------------------------------------
 
 
-def test_of_three_at_the_same_moment_one_acts(ledger: Clocked) -> None:
-    said = message(hold=1, most_moves=4)
+def test_of_three_at_the_same_moment_one_judges_and_acts(
+    ledger: Clocked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said, all_have_looked = message(hold=1, most_moves=4), Barrier(3)
+
+    def look(cluster: Cluster) -> float:
+        all_have_looked.wait(30)
+        return imbalance_of(cluster)
+
+    monkeypatch.setattr("tasks.scheduled.imbalance_of", look)
+    caplog.set_level("INFO", "droveway.rebalance")
     with ThreadPoolExecutor(3) as threads:
         for _ in threads.map(lambda _: tick(ledger, BELL, said), range(3)):
             pass
+    assert len([line for line in caplog.messages if "for 1 ticks" in line]) == 1
     record = ledger.policies(["nightly"])["nightly"]
     (job,) = ledger.jobs()
     assert (job.job, job.order.policy, len(job.guests)) == (record.job, "nightly", 4)
@@ -124,12 +136,13 @@ def test_of_many_at_many_moments_each_counts_once(ledger: Clocked) -> None:
 def test_a_beat_whose_clock_is_seconds_off_means_the_same_moment(ledger: Clocked, seconds: float) -> None:
     said = message(hold=10)
     exact = ledger.now() // 60 * 60 + 60
-    ledger.ahead += exact - ledger.now()
-    tick(ledger, BELL, said)
-    ledger.ahead += seconds
-    tick(ledger, BELL, said)
-    record = ledger.policies(["nightly"])["nightly"]
-    assert (record.due, record.over) == (exact, 1)
+    for number in (0, 1, 2):
+        ledger.ahead += exact + 60 * number + seconds - ledger.now()
+        tick(ledger, BELL, said)
+        ledger.ahead -= seconds
+        tick(ledger, BELL, said)
+        record = ledger.policies(["nightly"])["nightly"]
+        assert (record.due, record.over) == (exact + 60 * number, number + 1)
 
 
 def test_a_judgement_that_was_overtaken_is_made_anew_on_what_is_there(ledger: Clocked) -> None:
