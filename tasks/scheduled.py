@@ -59,13 +59,18 @@ def tick(ledger: Ledger, bell: Bell, message: Rebalance) -> None:
             if found.act:
                 job, became = _act(ledger, bell, message, cluster, now)
                 log.info("%s: %s", message.policy, became)
-                ledger.acted(message.policy, due, job, f"{found.reason}: {became}")
+                # One that was refused has held all the same; any other begins to count anew.
+                held = over if job is None else found.over
+                ledger.acted(message.policy, due, held, job or "", f"{found.reason}: {became}")
             return
     log.debug("%s: this moment was judged already", message.policy)
 
 
-def _act(ledger: Ledger, bell: Bell, message: Rebalance, cluster: Cluster, now: float) -> tuple[str, str]:
-    """Begin the job ("": none), and what became of it. It begins no more moves once the window is closed."""
+def _act(ledger: Ledger, bell: Bell, message: Rebalance, cluster: Cluster, now: float) -> tuple[str | None, str]:
+    """Begin the job ("": there is nothing to move; None: it was refused), and what became of it.
+
+    The job begins no more moves once the window is closed.
+    """
     plan = plan_rebalance(cluster, policy_of(message.terms), now)
     imbalance = plan.imbalance_before, plan.imbalance_after
     deadline = message.terms.calendar.stays_open(now, DEADLINE)
@@ -73,7 +78,7 @@ def _act(ledger: Ledger, bell: Bell, message: Rebalance, cluster: Cluster, now: 
     try:
         job = begin_moves(ledger, bell, plan.moves, imbalance, reason, deadline=deadline, policy=message.policy)
     except RefusedError as refusal:
-        return "", str(refusal)
+        return None, str(refusal)
     if job is None:
         return "", f"nothing is to be moved, {plan.reason}"
     return job, f"{job} moves {len(plan.moves)} guests"

@@ -302,10 +302,9 @@ class Ledger:
         moments = round(before.due * 1000), round(due * 1000)
         return Answer(_decoded(self._run("judged", policy, *moments, over, imbalance, reason)))
 
-    def acted(self, policy: str, due: float, job: str, reason: str) -> Answer:
-        """Write down the job that a tick began ("": none), and begin to count anew: OK | TAKEN, when a later moment was
-        judged."""
-        return Answer(_decoded(self._run("acted", policy, round(due * 1000), job, reason)))
+    def acted(self, policy: str, due: float, over: int, job: str, reason: str) -> Answer:
+        """Write down the job that a tick began ("": none): OK | TAKEN, when a later moment was judged."""
+        return Answer(_decoded(self._run("acted", policy, round(due * 1000), over, job, reason)))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -179,6 +179,19 @@ def test_a_worker_that_dies_before_it_asks_has_asked_for_nothing_and_the_next_ti
     assert ticked(ledger, said).job in {each.job for each in ledger.jobs()}
 
 
+def test_one_that_is_refused_because_a_job_was_begun_meanwhile_keeps_its_hold(
+    ledger: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(cluster: Cluster) -> float:
+        begin(ledger, Evacuation("e-1", frozenset({"h12"})), "a new board")
+        return imbalance_of(cluster)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.scheduled.imbalance_of", look)
+        record = ticked(ledger, message(hold=1))
+    assert (record.over, record.job, "e-1 empties hosts" in record.reason) == (1, None, True)
+
+
 # --- not now ----------------------------------------------------------------------------------------------------------
 
 
