@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
+from functools import cache
 
-from config.errors import RefusedError, RequestError
+from config.errors import HostError, RefusedError, RequestError
 from tasks.bell import Bell
 from tasks.inventory.live import cluster
 from tasks.jobs import JobRecord, attempts_of
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.messages import MigrateRequest
 from tasks.planning.evacuating import Evacuation, Step, step
+from tasks.planning.evacuation import Solver
 from tasks.records import Fleet
 from tasks.requests import admit, submit
 
@@ -26,6 +29,8 @@ log = logging.getLogger("droveway.evacuate")
 #: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
 #: large fleet does not keep Redis busy.
 _BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
+#: Seconds for which nobody else takes a step while a solver looks for places: all would look for the same ones.
+_SOLVING = 60.0
 
 
 def begin(ledger: Ledger, asked: Evacuation, reason: str) -> None:
@@ -59,9 +64,36 @@ def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
     record = ledger.find_job(job)
     if record is None or record.ended:
         return
+    solving = record.asked.solver is not Solver.GREEDY
+    if solving:
+        ledger.turn(job, _SOLVING, again=True)
     _take(ledger, bell, record)
-    if (took := time.monotonic() - began) * _TIMES_A_STEP > _BETWEEN_STEPS:
-        ledger.turn(job, took * _TIMES_A_STEP, again=True)
+    pause = (time.monotonic() - began) * _TIMES_A_STEP
+    if solving or pause > _BETWEEN_STEPS:
+        ledger.turn(job, max(_BETWEEN_STEPS, pause), again=True)
+
+
+def check_solver(solver: Solver) -> None:
+    """Raises HostError for a solver that is not installed here."""
+    if solver is Solver.CP_SAT and not _ortools():
+        raise HostError(
+            "The solver cp-sat needs OR-Tools, which is not installed here; install it (pip install 'droveway[cp-sat]',"
+            " or pip install ortools), or leave --solver out."
+        )
+
+
+@cache
+def _ortools() -> bool:
+    try:
+        import ortools.sat.python.cp_model  # noqa: F401, PLC0415 - an extra: looked for where it is asked for
+    except ImportError:
+        return False
+    return True
+
+
+@cache
+def _say_greedy(job: str) -> None:
+    log.warning("%s asks for the solver cp-sat; OR-Tools is not installed here, its steps are planned greedily", job)
 
 
 def cancel(ledger: Ledger, bell: Bell, job: str) -> str:
@@ -97,8 +129,11 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
     # The fleet is read last: a move that ends meanwhile is then still under way for this step, and no guest is taken
     # for one that waits because its move was over before it was looked at.
     moves, under_way, fleet = ledger.moves_of(record), ledger.open(), ledger.fleet()
-    now = ledger.now()
-    found = step(record.asked, cluster(fleet, under_way, now), attempts_of(moves), now)
+    now, asked = ledger.now(), record.asked
+    if asked.solver is Solver.CP_SAT and not _ortools():
+        _say_greedy(record.job)
+        asked = replace(asked, solver=Solver.GREEDY)
+    found = step(asked, cluster(fleet, under_way, now), attempts_of(moves), now)
     _submit(ledger, found, fleet, record.job)
     ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
     for migration in ending:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tasks.planning.evacuating import ENDED, Attempt, Evacuation, Fate, Standing, State
+from tasks.planning.evacuation import Solver
 from tasks.records import MigrationRecord
 
 
@@ -54,6 +55,7 @@ class JobRecord:
             "cancelling": self.asked.cancelled and not self.ended,
             "max_parallel": self.asked.most_at_once or None,
             "attempts": self.asked.attempts,
+            "solver": str(self.asked.solver),
             "guests": {name: asdict(each) for name, each in sorted(self.guests.items())},
             "migrations": sorted(self.moves),
         }
@@ -66,7 +68,12 @@ def new_job_id() -> str:
 
 def request_of(asked: Evacuation, reason: str) -> dict[str, Any]:
     """What does not change of it, for `read_job`."""
-    return {"max_parallel": asked.most_at_once, "attempts": asked.attempts, "reason": reason}
+    return {
+        "max_parallel": asked.most_at_once,
+        "attempts": asked.attempts,
+        "reason": reason,
+        "solver": str(asked.solver),
+    }
 
 
 def read_job(job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, bytes], moves: Sequence[str]) -> JobRecord:
@@ -83,6 +90,8 @@ def read_job(job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, byt
             request["attempts"],
             int(deadline) / 1000 if deadline else None,
             b"cancel" in fields,
+            # Jobs of before there was a choice do not name it.
+            Solver(request.get("solver", Solver.GREEDY)),
         ),
         State(fields[b"state"].decode()),
         fields[b"reason"].decode(),

@@ -12,10 +12,10 @@ from tasks.cli.invocation import SettingsCommand, bell_for, invocation_of, json_
 from tasks.cli.output import progress_console, show
 from tasks.cli.pinning import DURATION, check_known, check_reason
 from tasks.cli.rendering.plans import plan_json, plan_table
-from tasks.evacuate import begin, snapshot, take_step
+from tasks.evacuate import begin, check_solver, snapshot, take_step
 from tasks.jobs import new_job_id
 from tasks.planning.evacuating import Evacuation
-from tasks.planning.evacuation import plan_evacuation
+from tasks.planning.evacuation import Solver, plan_evacuation
 
 
 @click.command(cls=SettingsCommand)
@@ -24,16 +24,25 @@ from tasks.planning.evacuation import plan_evacuation
 @click.option("--message", default="evacuation", metavar="TEXT", help="Why; whoever is refused a place reads it.")
 @click.option("--deadline", type=DURATION, metavar="TIME", help="Like 1h: nothing more is begun after that.")
 @click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Moves at once; default: what slots allow.")
+@click.option(
+    "--solver",
+    type=click.Choice([str(each) for each in Solver]),
+    default=str(Solver.GREEDY),
+    show_default=True,
+    help="What looks for places; cp-sat (an extra) finds some where hosts are nearly full, and takes seconds to.",
+)
 @click.option("--wait/--detach", default=True, help="Follow it to its end (default), or only begin it.")
 @json_option
 @click.pass_context
 def command(
     context: click.Context,
     hosts: tuple[str, ...],
+    *,
     plan_only: bool,
     message: str,
     deadline: float | None,
     max_parallel: int | None,
+    solver: str,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -45,22 +54,25 @@ def command(
     \b
     Examples:
       droveway evacuate alpha --plan
+      droveway evacuate alpha --plan --solver cp-sat
       droveway evacuate alpha beta --message "new firmware" --deadline 1h
       job=$(droveway drain alpha --detach --json | jq -r .job); droveway show $job --watch
     """
     names = frozenset(check_name("host", host) for host in hosts)
     reason = check_reason(message)
+    searcher = Solver(solver)
+    check_solver(searcher)
     invocation = invocation_of(context)
     with invocation.ledger() as ledger:
         known = ledger.fleet().hosts
         for name in sorted(names):
             check_known("host", name, known)
         if plan_only:
-            plan = plan_evacuation(ledger.cluster(), names)
+            plan = plan_evacuation(ledger.cluster(), names, solver=searcher)
             click.echo(json.dumps(plan_json(plan))) if as_json else show(plan_table(plan))
             return
         until = None if deadline is None else ledger.now() + deadline
-        job = Evacuation(new_job_id(), names, most_at_once=max_parallel or 0, deadline=until)
+        job = Evacuation(new_job_id(), names, most_at_once=max_parallel or 0, deadline=until, solver=searcher)
         bell = bell_for(invocation.settings)
         begin(ledger, job, reason)
         take_step(ledger, bell, job.job)

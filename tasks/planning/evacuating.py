@@ -16,7 +16,7 @@ from enum import StrEnum
 from hashlib import sha256
 
 from tasks.planning.cluster import Cluster, Guest
-from tasks.planning.evacuation import cordon, plan_evacuation
+from tasks.planning.evacuation import Solver, cordon, plan_evacuation
 from tasks.planning.moves import Move
 from tasks.planning.rules import Refusal
 
@@ -71,6 +71,8 @@ class Evacuation:
     attempts: int = 3
     deadline: float | None = None
     cancelled: bool = False
+    #: What looks for places, at every step anew.
+    solver: Solver = Solver.GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ def _next(
     reasons = {name: _spent(asked, cluster.guests[name], each) for name, each in had.items() if name in cluster.guests}
     kept = cluster.placed(replace(cluster.guests[name], stays=why) for name, why in reasons.items() if why)
     avoid = {name: frozenset(each.destination for each in had.get(name, ())) for name in waiting}
-    plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid)
+    plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid, solver=asked.solver)
     under_way = sum(each.fate is Fate.MOVING for each in standings.values())
     room = len(plan.moves) if not asked.most_at_once else max(0, asked.most_at_once - under_way)
     sending = Counter(cluster.guests[name].host for name in had if name in cluster.guests and _own(had[name]))
