@@ -7,6 +7,7 @@ clock on the wall shows.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Calendar:
         """The latest match at or before `now`."""
         for back in _BACK:
             last = None
-            for match in self._after(datetime.fromtimestamp(now, UTC) - back):
+            for match in self._after(_second(now) - back):
                 if match > now:
                     break
                 last = match
@@ -67,11 +68,11 @@ class Calendar:
 
     def next(self, now: float) -> float:
         """The first match after `now`."""
-        return next(match for match in self._after(datetime.fromtimestamp(now, UTC)) if match > now)
+        return next(match for match in self._after(_second(now)) if match > now)
 
     def open(self, now: float) -> bool:
         """Whether one of the windows is open; without any it always is."""
-        local = datetime.fromtimestamp(now, self.zone)
+        local = _second(now).astimezone(self.zone)
         minute = local.hour * 60 + local.minute
         return not self.windows or any(window.open(local.weekday(), minute) for window in self.windows)
 
@@ -84,6 +85,11 @@ class Calendar:
     def _after(self, moment: datetime) -> Iterator[float]:
         """Matches after `moment`, in order; where clocks are put back it may begin with earlier ones."""
         return (match.timestamp() for match in CronSim(self.cron, moment.astimezone(self.zone)))
+
+
+def _second(now: float) -> datetime:
+    """The second that `now` is in: `fromtimestamp` would round its last instants up to the next."""
+    return datetime.fromtimestamp(math.floor(now), UTC)
 
 
 def check_cron(text: object) -> str:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from tasks.planning.evacuating import Evacuation
+from tasks.planning.evacuation import Solver
 from tasks.planning.job import ENDED, Attempt, Fate, Standing, State
 from tasks.planning.moves import Move
 from tasks.planning.relocating import Relocation
@@ -121,6 +122,7 @@ class JobRecord:
             "imbalance_before": before,
             "imbalance_after": after,
             "moves": [asdict(move) for move in wanted],
+            "solver": str(self.asked.solver) if isinstance(self.asked, Evacuation) else None,
             "guests": {name: asdict(each) for name, each in sorted(self.guests.items())},
             "migrations": sorted(self.moves),
         }
@@ -141,8 +143,10 @@ def request_of(order: Order) -> dict[str, Any]:
     }
     if isinstance(asked, Relocation):
         request["moves"] = [[move.guest, move.source, move.destination] for move in asked.moves]
-    elif asked.planned:
-        request["planned"] = dict(asked.planned)
+    else:
+        request["solver"] = str(asked.solver)
+        if asked.planned:
+            request["planned"] = dict(asked.planned)
     if order.imbalance is not None:
         request["imbalance"] = list(order.imbalance)
     if order.policy:
@@ -198,7 +202,9 @@ def _asked(
     limits = request["max_parallel"], request["attempts"], deadline, b"cancel" in fields
     if kind is Kind.EVACUATION:
         homes = {name: each.home for name, each in standings.items() if each.home}
-        return Evacuation(job, hosts, frozenset(standings), *limits, homes, request.get("planned", {}))
+        # Jobs of before there was a choice name no solver.
+        solver = Solver(request.get("solver", Solver.GREEDY))
+        return Evacuation(job, hosts, frozenset(standings), *limits, homes, request.get("planned", {}), solver)
     moves = tuple(Move(*move) for move in request["moves"])
     return Relocation(job, moves, hosts, *limits, fields.get(b"gave_way", b"").decode())
 

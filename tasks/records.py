@@ -151,6 +151,8 @@ class HostRecord:
     labels: frozenset[str] = frozenset()
     #: Migrations that may prepare while as many as there are slots send.
     ahead: int = 0
+    #: Bytes/s that a stream from it or to it reached lately; 0: not known.
+    measured: int = 0
     #: Names of the processor models that its QEMU knows; empty: not known.
     cpu_models: frozenset[str] = frozenset()
 
@@ -176,6 +178,7 @@ class HostRecord:
             "workers": sorted(self.alive),
             "cpus": self.cpus,
             "bandwidth_bytes_per_second": self.bandwidth,
+            "measured_bytes_per_second": self.measured or None,
             "uplink": self.uplink or None,
             "labels": sorted(self.labels),
             "cpu_models": sorted(self.cpu_models),
@@ -349,7 +352,7 @@ def read_host(
     busy: Mapping[Side, int],
     admitted: Mapping[Side, int],
 ) -> HostRecord:
-    """The host in a hash as tasks/host.py offers it."""
+    """The host in a hash as tasks/host.py offers it, `measured` (bytes/s) beside it where that is known."""
     memlock = _text(fields, "memlock")
     return HostRecord(
         host=host,
@@ -366,6 +369,7 @@ def read_host(
         busy=busy,
         admitted=admitted,
         ahead=int(fields.get(b"ahead", 0)),
+        measured=int(fields.get(b"measured", 0)),
         alive=frozenset(side for side in Side if (_moment(fields, f"lease:{side}") or 0) >= now),
         cpus=float(fields.get(b"cpus", 0)),
         bandwidth=int(fields.get(b"bandwidth", BANDWIDTH)),

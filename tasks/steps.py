@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
+from functools import cache
 
-from config.errors import RefusedError, RequestError
+from config.errors import HostError, RefusedError, RequestError
 from tasks.bell import Bell
 from tasks.inventory.live import cluster
 from tasks.jobs import Asked, JobRecord, attempts_of
@@ -20,6 +22,7 @@ from tasks.messages import MigrateRequest
 from tasks.planning import evacuating, relocating
 from tasks.planning.cluster import Cluster
 from tasks.planning.evacuating import Evacuation
+from tasks.planning.evacuation import Solver
 from tasks.planning.job import Attempt, Step
 from tasks.records import Fleet
 from tasks.requests import admit, record_refused, submit
@@ -29,6 +32,8 @@ log = logging.getLogger("droveway.jobs")
 #: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
 #: large fleet does not keep Redis busy.
 BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
+#: Seconds for which nobody else takes a step while a solver looks for places: all would look for the same ones.
+_SOLVING = 60.0
 #: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
 _LASTING = frozenset({"capability", "memory-lock"})
 
@@ -52,9 +57,36 @@ def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
     record = ledger.find_job(job)
     if record is None or record.ended:
         return
+    solving = isinstance(record.asked, Evacuation) and record.asked.solver is not Solver.GREEDY
+    if solving:
+        ledger.turn(job, _SOLVING, again=True)
     _take(ledger, bell, record)
-    if (took := time.monotonic() - began) * _TIMES_A_STEP > BETWEEN_STEPS:
-        ledger.turn(job, took * _TIMES_A_STEP, again=True)
+    pause = (time.monotonic() - began) * _TIMES_A_STEP
+    if solving or pause > BETWEEN_STEPS:
+        ledger.turn(job, max(BETWEEN_STEPS, pause), again=True)
+
+
+def check_solver(solver: Solver) -> None:
+    """Raises HostError for a solver that is not installed here."""
+    if solver is Solver.CP_SAT and not _ortools():
+        raise HostError(
+            "The solver cp-sat needs OR-Tools, which is not installed here; install it (pip install 'droveway[cp-sat]',"
+            " or pip install ortools), or leave --solver out."
+        )
+
+
+@cache
+def _ortools() -> bool:
+    try:
+        import ortools.sat.python.cp_model  # noqa: F401, PLC0415 - an extra: looked for where it is asked for
+    except ImportError:
+        return False
+    return True
+
+
+@cache
+def _say_greedy(job: str) -> None:
+    log.warning("%s asks for the solver cp-sat; OR-Tools is not installed here, its steps are planned greedily", job)
 
 
 def cancel(ledger: Ledger, bell: Bell, job: str) -> str:
@@ -107,6 +139,9 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
 
 def _step(asked: Asked, found: Cluster, attempts: list[Attempt], now: float) -> Step:
     if isinstance(asked, Evacuation):
+        if asked.solver is Solver.CP_SAT and not _ortools():
+            _say_greedy(asked.job)
+            asked = replace(asked, solver=Solver.GREEDY)
         return evacuating.step(asked, found, attempts, now)
     return relocating.step(asked, found, attempts, now)
 

@@ -37,7 +37,8 @@ def _links_hold(cluster: Cluster, running: list[Timed]) -> None:
     for timed in running:
         source, destination = (cluster.hosts[name] for name in (timed.move.source, timed.move.destination))
         shared = [cluster.uplinks[name] for name in crossed(cluster, source.name, destination.name)]
-        rate = min([source.bandwidth, destination.bandwidth, *shared])
+        ends = [min(host.bandwidth, host.stream or host.bandwidth) for host in (source, destination)]
+        rate = min([*ends, *shared])
         ways = [("out", source.name), ("in", destination.name)]
         streams.update(ways)
         for way in [

@@ -21,8 +21,8 @@ from tasks.evacuate import begin
 from tasks.jobs import Kind, new_job_id
 from tasks.plan_file import MAX_BYTES, read_evacuation
 from tasks.planning.evacuating import Evacuation
-from tasks.planning.evacuation import plan_evacuation
-from tasks.steps import take_step
+from tasks.planning.evacuation import Solver, plan_evacuation
+from tasks.steps import check_solver, take_step
 
 
 @click.command(cls=SettingsCommand)
@@ -33,6 +33,13 @@ from tasks.steps import take_step
 @click.option("--message", default="evacuation", metavar="TEXT", help="Why; whoever is refused a place reads it.")
 @click.option("--deadline", type=DURATION, metavar="TIME", help="Like 1h: nothing more is begun after that.")
 @parallel_option
+@click.option(
+    "--solver",
+    type=click.Choice([str(each) for each in Solver]),
+    default=str(Solver.GREEDY),
+    show_default=True,
+    help="What looks for places; cp-sat (an extra) finds some where hosts are nearly full, and takes seconds to.",
+)
 @wait_option
 @json_option
 @click.pass_context
@@ -47,6 +54,7 @@ def command(
     message: str,
     deadline: float | None,
     most_at_once: int | None,
+    solver: str,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -62,12 +70,15 @@ def command(
     Examples:
       droveway evacuate alpha --plan
       droveway evacuate host-007 --plan --simulate hosts=100,guests=2000,seed=7
+      droveway evacuate alpha --plan --solver cp-sat
       droveway evacuate alpha beta --message "new firmware" --deadline 1h
       droveway evacuate alpha --plan --json > plan.json && droveway evacuate --apply plan.json
       job=$(droveway drain alpha --detach --json | jq -r .job); droveway show $job --watch
     """
     names = frozenset(check_name("host", host) for host in hosts)
     reason = check_reason(message)
+    searcher = Solver(solver)
+    check_solver(searcher)
     check_only_planned(path, line, plan_only=plan_only)
     if kept and plan_only:
         raise RequestError("--plan makes a plan, --apply follows one that is there; give one of them")
@@ -79,7 +90,7 @@ def command(
     if plan_only:
         found = cluster_of(invocation, path, line)
         _check_all_known(names, found.hosts)
-        plan = plan_evacuation(found, names)
+        plan = plan_evacuation(found, names, solver=searcher)
         click.echo(json.dumps(plan_json(plan))) if as_json else show(plan_table(plan))
         return
     with invocation.ledger() as ledger:
@@ -89,6 +100,7 @@ def command(
             names,
             most_at_once=most_at_once or 0,
             deadline=None if deadline is None else ledger.now() + deadline,
+            solver=searcher,
             planned={each.guest: each.destination for each in planned.moves} if planned else {},
         )
         bell = bell_for(invocation.settings)

@@ -67,6 +67,7 @@ _HOST: Mapping[str, tuple[str, _Kind]] = {
     "memory": ("memory", _SIZE),
     "cpus": ("cpus", _CORES),
     "bandwidth": ("bandwidth", _RATE),
+    "stream": ("stream", _RATE),
     "outbound": ("outbound", _COUNT),
     "inbound": ("inbound", _COUNT),
     "uplink": ("uplink", _TEXT),

@@ -35,6 +35,7 @@ def _host(record: HostRecord, wanted: frozenset[str], fleet: Fleet) -> Host:
         outbound=record.slots[Side.SOURCE],
         inbound=record.slots[Side.DESTINATION],
         uplink=record.uplink,
+        stream=record.measured,
         labels=record.labels,
         transports=frozenset(record.transports),
         cpu_models=wanted and (record.cpu_models & wanted or record.cpu_models),

@@ -15,9 +15,19 @@ if before then return before == outcome and 'OK' or 'CONFLICT' end
 record['claim:' .. side], record['outcome:' .. side] = nonce, outcome
 redis.call('HSET', record_key(migration), 'claim:' .. side, nonce, 'outcome:' .. side, outcome, 'progress:' .. side, ARGV[9])
 redis.call('HDEL', record_key(migration), 'lease:' .. side)
-local rates = cjson.decode(ARGV[9]).rates
+local progress = cjson.decode(ARGV[9])
+local rates, bulk = progress.rates, progress.rounds and progress.rounds[1]
 if side == 'source' and rates and rates.dirty and redis.call('EXISTS', guest_key(record.guest)) == 1 then
   redis.call('HSET', guest_key(record.guest), 'dirty', rates.dirty)
+end
+-- What a stream between these hosts really reaches. A short one says more of its beginning, a throttled one nothing.
+if side == 'source' and outcome == 'completed' and bulk and (bulk.sent or 0) >= 64 * 1048576 and (bulk.seconds or 0) > 0
+  and (cjson.decode(record.parameters)['max-bandwidth'] or 0) == 0 then
+  for _, end_ in ipairs(SIDES) do
+    local before = redis.call('HGET', MEASURED, record[end_])
+    local reached = bulk.sent / bulk.seconds
+    redis.call('HSET', MEASURED, record[end_], string.format('%.0f', before and (tonumber(before) + reached) / 2 or reached))
+  end
 end
 release(migration, record, side)
 if ENDED[record.state] then

@@ -355,13 +355,15 @@ class Ledger:
             for guest in guests:
                 pipe.hgetall(keys.guest(guest))
             pipe.hgetall(keys.blockers())
-            answers = iter(pipe.execute())
-        read = {}
+            pipe.hgetall(keys.measured())
+            *said, measured = pipe.execute()
+        answers, read = iter(said), {}
         for host in hosts:
             fields, resident, reserved = next(answers), next(answers), next(answers)
             taken = {side: (next(answers), next(answers)) for side in Side}
             busy, admitted = ({side: taken[side][each] for side in Side} for each in (0, 1))
             if fields:
+                fields[b"measured"] = measured.get(host.encode(), b"0")
                 held = sum(map(int, resident)), sum(map(int, reserved))
                 read[host] = read_host(host, fields, now, *held, busy, admitted)
         there = {guest: read_guest(guest, fields) for guest in guests if (fields := next(answers))}

@@ -19,6 +19,7 @@
 --   link:L:WAY              hash    M → bytes/s that it was given of the shared link L; WAY: up (from its hosts), down
 --   prepared                zset    M admitted and not let onto the links yet, by creation time
 --   served                  hash    H → its mark in bytes, by which sources share; '': where the latest one stood
+--   measured                hash    H → bytes/s that a stream from it or to it reached lately
 --   looked                  string  while it is there, somebody has just looked whether anything can be admitted
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
@@ -58,7 +59,7 @@ local function streams_key(host, side) return prefix .. 'streams:' .. host .. ':
 local function reserved_key(host) return prefix .. 'reserved:' .. host end
 local HOSTS, GUESTS, OPEN = prefix .. 'hosts', prefix .. 'guests', prefix .. 'open'
 local MIGRATIONS, WAITING, PREPARED = prefix .. 'migrations', prefix .. 'waiting', prefix .. 'prepared'
-local BLOCKERS = prefix .. 'blockers'
+local BLOCKERS, MEASURED = prefix .. 'blockers', prefix .. 'measured'
 local JOBS, OPEN_JOBS = prefix .. 'jobs', prefix .. 'jobs:open'
 local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled = true }
 

@@ -8,7 +8,10 @@ end
 for _, host in ipairs(redis.call('SMEMBERS', HOSTS)) do
   local held = redis.call('EXISTS', host_key(host), residents_key(host), reserved_key(host),
     slots_key(host, 'source'), slots_key(host, 'destination'))
-  if held == 0 then redis.call('SREM', HOSTS, host) end
+  if held == 0 then
+    redis.call('SREM', HOSTS, host)
+    redis.call('HDEL', MEASURED, host)
+  end
 end
 for _, subject in ipairs(redis.call('HKEYS', BLOCKERS)) do
   if not blocker(subject) then redis.call('HDEL', BLOCKERS, subject) end

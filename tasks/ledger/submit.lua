@@ -33,7 +33,9 @@ if job ~= '' then redis.call('HSET', job_moves_key(job), migration, guest) end
 if refusal then
   finalise(migration, read(record_key(migration)), 'failed', refusal, ARGV[13])
 else
-  redis.call('ZADD', WAITING, now, migration)
+  -- Moves that are asked for within one millisecond keep their order.
+  local last = redis.call('ZREVRANGE', WAITING, 0, 0, 'WITHSCORES')[2]
+  redis.call('ZADD', WAITING, math.max(now, tonumber(last or 0) + 0.001), migration)
   redis.call('SADD', OPEN, migration)
   event(migration, 'queued')
 end

@@ -38,6 +38,8 @@ class Host:
     cordoned: str | None = None
     #: Nobody has spoken for it in time: nothing moves to it or from it.
     stale: bool = False
+    #: Bytes/s that one stream from it or to it reached lately, as measured; 0: not known, so its link's.
+    stream: int = 0
 
 
 @dataclass(frozen=True, slots=True)

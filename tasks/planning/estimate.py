@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.planning.cluster import Cluster, Guest
+from tasks.planning.cluster import Cluster, Guest, Host
 
 #: Seconds; the default of the parameter `downtime-limit`.
 DOWNTIME_LIMIT = 0.3
@@ -38,9 +38,15 @@ def crossed(cluster: Cluster, source: str, destination: str) -> tuple[str, ...]:
     return () if ends[0] == ends[1] else tuple(uplink for uplink in ends if uplink in cluster.uplinks)
 
 
+def stream_bandwidth(host: Host) -> int:
+    """Bytes/s that one stream gets of this host."""
+    return min(host.bandwidth, host.stream or host.bandwidth)
+
+
 def path_bandwidth(cluster: Cluster, source: str, destination: str) -> int:
-    """Bytes/s that one stream between these hosts gets when it is alone: the narrowest link on its way."""
-    links = [cluster.hosts[source].bandwidth, cluster.hosts[destination].bandwidth]
+    """Bytes/s that one stream between these hosts gets when it is alone: the narrowest link on its way, or what was
+    measured where that is less."""
+    links = [stream_bandwidth(cluster.hosts[source]), stream_bandwidth(cluster.hosts[destination])]
     return max(1, min(links + [cluster.uplinks[name] for name in crossed(cluster, source, destination)]))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tasks.planning.cluster import Cluster, Guest
-from tasks.planning.evacuation import cordon, plan_evacuation
+from tasks.planning.evacuation import Solver, cordon, plan_evacuation
 from tasks.planning.job import (
     PASSING,
     WAVES_AHEAD,
@@ -50,6 +50,8 @@ class Evacuation:
     homes: Mapping[str, str] = field(default_factory=dict)
     #: Guest → where a plan that was made before sends it first; the rules then may send it elsewhere.
     planned: Mapping[str, str] = field(default_factory=dict)
+    #: What looks for places, at every step anew.
+    solver: Solver = Solver.GREEDY
 
 
 def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: float) -> Step:
@@ -102,7 +104,8 @@ def _next(
     kept = cluster.placed(replace(cluster.guests[name], stays=why) for name, why in reasons.items() if why)
     avoid = {name: frozenset(each.destination for each in had.get(name, ())) for name in waiting}
     prefer = {name: host for name, host in asked.planned.items() if name not in had}
-    plan = plan_evacuation(kept, asked.hosts & cluster.hosts.keys(), avoid=avoid, prefer=prefer)
+    hosts = asked.hosts & cluster.hosts.keys()
+    plan = plan_evacuation(kept, hosts, avoid=avoid, prefer=prefer, solver=asked.solver)
     moving = sum(each.fate is Fate.MOVING for each in standings.values())
     room = len(plan.moves) if not asked.most_at_once else max(0, asked.most_at_once - moving)
     sending = Counter(cluster.guests[name].host for name in had if name in cluster.guests and under_way(had[name]))

@@ -2,19 +2,22 @@
 
 Guests with few hosts to choose from go first, then the biggest. Each goes where it harms the score least, among the
 hosts that would still receive all that is sent to them before the busiest evacuated host has sent its last guest: the
-evacuation then takes as long as that host's link needs, and no longer.
+evacuation then takes as long as that host's link needs, and no longer. Where that leaves guests without a place, or
+moves others out of the way, a solver may look for a better plan (tasks.planning.packing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
 from tasks.planning.cluster import Cluster
 from tasks.planning.estimate import DOWNTIME_LIMIT
 from tasks.planning.moves import Move
+from tasks.planning.packing import pack
 from tasks.planning.placement import NOWHERE, Bools, Placement
 from tasks.planning.rules import Refusal, held
 from tasks.planning.score import Score, changes, score_of
@@ -24,6 +27,15 @@ from tasks.planning.waves import Schedule, schedule
 #: Hosts on which room is looked for, those that lack least first: each costs a look at all of its guests, and one that
 #: lacks much is not helped by moving one guest.
 _MAKE_ROOM_ON = 16
+
+
+class Solver(StrEnum):
+    """What looks for places."""
+
+    #: One guest after the other, moving at most one other guest out of its way.
+    GREEDY = "greedy"
+    #: The same; and where guests are left without a place, all of them at once.
+    CP_SAT = "cp-sat"
 
 
 @dataclass(frozen=True)
@@ -49,14 +61,16 @@ def plan_evacuation(
     make_room: bool = True,
     avoid: Mapping[str, frozenset[str]] | None = None,
     prefer: Mapping[str, str] | None = None,
+    solver: Solver = Solver.GREEDY,
     downtime_limit: float = DOWNTIME_LIMIT,
 ) -> Plan:
     """A plan that leaves no guest on `hosts`, as far as that can be.
 
     `make_room`: where a guest fits nowhere, one other guest may be moved out of its way. `avoid`: hosts that a guest is
-    sent to only where no other takes it; `prefer`: the one that it is sent to where the rules allow it. Guests on their
-    way to one of `hosts` are refused as `moving`: they are there once the plan has ended. Raises ValueError for an
-    unknown host.
+    sent to only where no other takes it; `prefer`: the one that it is sent to where the rules allow it (a `solver` may
+    send it elsewhere). Guests on their way to one of `hosts` are refused as `moving`: they are there once the plan has
+    ended; as are, with a `solver`, guests for which such a move makes room. Raises ValueError for an unknown host,
+    ImportError for a solver that is not installed.
     """
     if missing := sorted(set(hosts) - cluster.hosts.keys()):
         raise ValueError(f"there is no host {', '.join(missing)} in this cluster")
@@ -65,6 +79,8 @@ def plan_evacuation(
     search = _Search(cordoned, emptied, avoid or {}, prefer or {}, downtime_limit)
     before = score_of(search.placement)
     search.place_all(make_room)
+    if solver is Solver.CP_SAT:
+        search = search.packed(make_room)
     moves = tuple(search.moves.values())
     return Plan(
         emptied,
@@ -96,16 +112,37 @@ class _Search:
     ) -> None:
         self.cluster = cluster
         self.emptied = frozenset(emptied)
-        self.avoid = avoid
-        self.prefer = prefer
+        self.avoid, self.prefer, self.downtime_limit = avoid, prefer, downtime_limit
         self.placement = Placement(cluster)
         self.traffic = Traffic(self.placement, downtime_limit)
         #: By guest, in the order of the plan: nobody moves twice.
         self.moves: dict[str, Move] = {}
         self.refused: dict[str, Refusal] = {}
+        self.leaving = self._leaving()
+        self.traffic.expect(self.leaving)
 
     def place_all(self, make_room: bool) -> None:
         """Every guest on an emptied host, or on its way there, ends in `moves` or in `refused`."""
+        self._place_each(self.leaving, make_room)
+
+    def packed(self, make_room: bool) -> _Search:
+        """A search that came to more with a solver; this one where that came to no more."""
+        if self.moves.keys() == set(self.leaving):
+            return self  # nobody is without a place, and nobody else is moved
+        found = pack(self.cluster, self.leaving, self.moves, self.avoid, make_room=make_room)
+        if found is None:
+            return self
+        other = _Search(self.cluster, tuple(self.emptied), self.avoid, self.prefer, self.downtime_limit)
+        for move in found.moves:
+            other._move(move.guest, other.placement.row[move.destination])
+        why = "there is room for it once moves that are under way have ended"
+        other.refused |= {name: Refusal("moving", why) for name in found.waiting}
+        left = [name for name in self.leaving if name not in other.moves and name not in found.waiting]
+        other._place_each(left, make_room and not found.waiting)
+        return other
+
+    def _leaving(self) -> list[str]:
+        """Who is to be placed; who is held on an emptied host, or on its way there, is refused."""
         rows = np.array([self.placement.row[name] for name in sorted(self.emptied)], dtype=np.int64)
         concerned = np.isin(self.placement.at, rows) | np.isin(self.placement.home, rows)
         leaving = []
@@ -114,7 +151,9 @@ class _Search:
                 self.refused[name] = refusal
             else:
                 leaving.append(name)
-        self.traffic.expect(leaving)
+        return leaving
+
+    def _place_each(self, leaving: Iterable[str], make_room: bool) -> None:
         for name in sorted(leaving, key=self._hardest_first):  # keys are taken once, before the first move
             if not (self._place(name) or (make_room and self._make_room(name))):
                 self.refused[name] = self.placement.why_nowhere(name)

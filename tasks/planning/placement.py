@@ -45,6 +45,7 @@ class Placement:
         self.uplink: Ints = np.array([uplink_row.get(host.uplink, NOWHERE) for host in there], dtype=np.int64)
         self._place([cluster.guests[name] for name in sorted(cluster.guests)])
         self._transport: dict[frozenset[str], Bools] = {}
+        self._alike = len({host.transports for host in there}) <= 1
         self._cpu_model: dict[str, Bools] = {}
         self._labels: dict[frozenset[str], Bools] = {}
 
@@ -70,6 +71,9 @@ class Placement:
         #: an uplink, by its row.
         self.group_hosts: dict[str, dict[int, int]] = {}
         self.group_uplinks: dict[str, dict[int, int]] = {}
+        self.grouped: Bools = np.array([bool(guest.groups) for guest in guests], dtype=np.bool_)
+        #: Of guests that not every open host takes, however much memory it has left.
+        self.picky: Bools = np.array([bool(one.groups or one.cpu_model or one.needs) for one in guests], dtype=np.bool_)
         #: How often any guest is in a group.
         self.memberships = sum(len(guest.groups) for guest in guests)
         for row in [row for row, guest in enumerate(guests) if guest.groups]:
@@ -101,16 +105,30 @@ class Placement:
         row = self.guest_row.get(guest, NOWHERE)
         if row == NOWHERE or held(self.cluster, guest):
             return np.zeros(len(self.hosts), dtype=np.bool_)
-        found: Bools = self.open & (self.left >= self.guest_memory[row])
-        found[self.at[row]] = False
-        one = self.guest(row)
-        found &= self.reachable(self.hosts[self.at[row]])
-        if one.cpu_model:
-            found &= self._with_cpu_model(one.cpu_model)
-        if one.needs:
-            found &= self._with_labels(one.needs)
-        if one.groups:
-            found[self._taken(one)] = False
+        found: Bools = self.takes(np.array([row]), np.arange(len(self.hosts)))[0]
+        found &= self.left >= self.guest_memory[row]
+        return found
+
+    def takes(self, guests: Ints, hosts: Ints) -> Bools:
+        """Whether each of `hosts` (columns) would take each of `guests` (rows), as far as all but memory goes.
+
+        That a guest is not held where it is (tasks.planning.rules.held) is not asked here.
+        """
+        found: Bools = self.open[hosts] & (hosts != self.at[guests][:, np.newaxis])
+        for source in () if self._alike else np.unique(self.at[guests]).tolist():
+            found[self.at[guests] == source] &= self.reachable(self.hosts[source])[hosts]
+        taken: list[tuple[int, int]] = []
+        for place in np.flatnonzero(self.picky[guests]).tolist():
+            one = self.guest(int(guests[place]))
+            if one.cpu_model:
+                found[place] &= self._with_cpu_model(one.cpu_model)[hosts]
+            if one.needs:
+                found[place] &= self._with_labels(one.needs)[hosts]
+            taken += [(place, host) for host in self._taken(one)]
+        if taken:
+            free = np.ones((len(guests), len(self.hosts)), dtype=np.bool_)
+            free[tuple(np.array(taken).T)] = False
+            found &= free[:, hosts]
         return found
 
     def roomless(self, guest: str) -> Bools:

@@ -3,6 +3,9 @@
 What others' users suffer from is moves that go back and forth, gain next to nothing, or make it worse (ProxLB 128, 390,
 416; descheduler KEP-1397). So: it begins only above a threshold that was held for some ticks, ends well below it, makes
 no move of little gain, moves nobody twice in a while, and each move is reckoned with those before it made.
+
+Where few guests of very unlike sizes share a host, no single move may gain though the fleet is far from even. Then two
+guests change places: two moves, one after the other, of which each can be made when its turn comes.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ import numpy as np
 from tasks.planning.cluster import Cluster
 from tasks.planning.estimate import DOWNTIME_LIMIT
 from tasks.planning.moves import Move
-from tasks.planning.placement import Bools, Floats, Ints, Placement
+from tasks.planning.placement import Bools, Floats, Placement
 from tasks.planning.rules import held
-from tasks.planning.score import Score, changes, per, score_of, worst_spread
+from tasks.planning.score import Score, Shift, Spread, changes_of, load_spread, memory_spread, score_of, worst_spread
 from tasks.planning.waves import Schedule, schedule
 
 #: Hottest hosts with somebody who may move that are looked at for one move: each costs a look at all its guests.
 _HOTTEST = 16
+#: Coldest hosts whose guests are looked at for an exchange with one of a hot host.
+_COLDEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,8 @@ class Policy:
     target: float = 0.06
     #: Ticks in a row above the threshold: a peak of load passes by itself.
     hold: int = 3
-    #: What a move must gain in score, times the number of hosts: one move can even out one host's share of it.
+    #: What a move must gain in score, times the number of hosts: one move can even out one host's share of it. Two
+    #: guests that change places are two moves.
     least_gain: float = 0.02
     #: Moves of one plan: what was planned on figures that are long past is not worth making.
     most_moves: int = 100
@@ -57,7 +63,7 @@ class RebalancePlan:
 
 def imbalance_of(cluster: Cluster) -> float:
     """How unevenly memory or load is spread over the hosts that take guests; 0: evenly."""
-    return worst_spread(Placement(cluster))
+    return worst_spread(Placement(cluster)).imbalance
 
 
 def plan_rebalance(
@@ -65,7 +71,7 @@ def plan_rebalance(
 ) -> RebalancePlan:
     """The moves that gain most, as `policy` allows them at `now` (seconds since 1970)."""
     placement = Placement(cluster)
-    before, imbalance_before = score_of(placement), worst_spread(placement)
+    before, imbalance_before = score_of(placement), worst_spread(placement).imbalance
     moves, reason = _moves(cluster, placement, policy, now)
     predicted = cluster.placed(replace(cluster.guests[move.guest], host=move.destination, moved=now) for move in moves)
     after = Placement(predicted)
@@ -73,7 +79,7 @@ def plan_rebalance(
         tuple(moves),
         reason,
         imbalance_before,
-        worst_spread(after),
+        worst_spread(after).imbalance,
         schedule(cluster, moves, downtime_limit),
         predicted,
         before,
@@ -88,39 +94,88 @@ def _moves(cluster: Cluster, placement: Placement, policy: Policy, now: float) -
     for better memory with worse load only stays where a later one pays that back.
     """
     moves: list[Move] = []
-    lowest, kept = worst_spread(placement), 0
+    lowest, kept = worst_spread(placement).imbalance, 0
     free = np.array([_free(cluster, name, policy, now) for name in placement.guests], dtype=np.bool_)
     while True:
-        imbalance = worst_spread(placement)
+        imbalance = worst_spread(placement).imbalance
         if imbalance < lowest:
             lowest, kept = imbalance, len(moves)
         if imbalance <= policy.target:
             return moves, f"the imbalance is {imbalance:.3f}, not above the target of {policy.target:g}"
-        if len(moves) >= policy.most_moves:
+        found = _best(placement, policy, free) or _exchange(placement, policy, free)
+        if len(moves) + max(1, len(found)) > policy.most_moves:
             return moves[:kept], f"{policy.most_moves} moves are the most of one plan"
-        found = _best(placement, policy, free)
-        if found is None:
+        if not found:
             gain = f"no move that was looked at gains {policy.least_gain:g}"
             return moves[:kept], f"{gain}; the imbalance is {lowest:.3f}"
-        moves.append(found)
-        free[placement.guest_row[found.guest]] = False
-        placement.move(found.guest, found.destination)
+        for move in found:
+            moves.append(move)
+            free[placement.guest_row[move.guest]] = False
+            placement.move(move.guest, move.destination)
 
 
-def _best(placement: Placement, policy: Policy, free: Bools) -> Move | None:
+def _best(placement: Placement, policy: Policy, free: Bools) -> list[Move]:
     """The move off the hottest host that gains most; off the next one where that host can gain nothing."""
-    hosts = max(1, int(placement.open.sum()))
+    to = np.flatnonzero(placement.open)
+    needed = policy.least_gain / max(1, len(to))
     for host in _hottest(placement, free):
-        gains: list[tuple[float, str, int]] = []
-        for name in (placement.guests[row] for row in placement.residents(host).tolist() if free[row]):
-            allowed = placement.candidates(name)
-            if allowed.any():
-                costs = np.where(allowed, changes(placement, name), np.inf)
-                to = int(costs.argmin())
-                gains.append((float(costs[to]), name, to))
-        if gains and -(best := min(gains))[0] * hosts >= policy.least_gain:
-            return Move(best[1], placement.hosts[host], placement.hosts[best[2]])
-    return None
+        there = placement.residents(host)
+        shift = Shift(host, there[free[there]], to)
+        fits = placement.guest_memory[shift.guests][:, np.newaxis] <= placement.left[to]
+        allowed = fits & placement.takes(shift.guests, to)
+        if found := _gaining_most(placement, shift, allowed, needed):
+            return [_move(placement, int(shift.guests[found[0]]), int(to[found[1]]))]
+    return []
+
+
+def _exchange(placement: Placement, policy: Policy, free: Bools) -> list[Move]:
+    """The two moves by which a guest of the hottest host and one of a cold host change places and gain most.
+
+    Hot and cold by what is spread worst: it is what all else has left over.
+    """
+    worst = worst_spread(placement)
+    able = np.zeros(len(placement.hosts), dtype=np.bool_)
+    able[placement.at[free]] = True
+    rows = np.flatnonzero(able & worst.counts)
+    rows = rows[np.argsort(worst.shares[rows], kind="stable")]
+    back = np.flatnonzero(free & np.isin(placement.at, rows[:_COLDEST]))
+    needed = 2 * policy.least_gain / max(1, int(placement.open.sum()))
+    for host in rows[::-1][:_HOTTEST].tolist():
+        there = placement.residents(host)
+        shift = Shift(host, there[free[there]], placement.at[back], back)
+        first, second = _orders(placement, shift)
+        if found := _gaining_most(placement, shift, first | second, needed):
+            leaving = _move(placement, int(shift.guests[found[0]]), int(shift.to[found[1]]))
+            coming = _move(placement, int(back[found[1]]), host)
+            return [leaving, coming] if first[found] else [coming, leaving]
+    return []
+
+
+def _orders(placement: Placement, shift: Shift) -> tuple[Bools, Bools]:
+    """Which exchanges can be made with the hot host's guest moved first, and which with the other one first.
+
+    Guests of one group cannot change places: whoever goes first finds the other one still there.
+    """
+    assert shift.back is not None
+    taken = placement.takes(shift.guests, shift.to) & placement.takes(shift.back, np.array([shift.source])).T
+    leaving, coming = placement.guest_memory[shift.guests][:, np.newaxis], placement.guest_memory[shift.back]
+    here, there = placement.left[shift.source], placement.left[shift.to]
+    first = taken & (leaving <= there) & (coming <= here + leaving)
+    second = taken & (coming <= here) & (leaving <= there + coming)
+    return first, second
+
+
+def _gaining_most(placement: Placement, shift: Shift, allowed: Bools, needed: float) -> tuple[int, int] | None:
+    """Row and column of what gains most of a shift, and at least `needed`; None: nothing does."""
+    if not allowed.any():
+        return None
+    costs = np.where(allowed, changes_of(placement, shift), np.inf)
+    guest, to = divmod(int(costs.argmin()), costs.shape[1])
+    return (guest, to) if -costs[guest, to] >= needed else None
+
+
+def _move(placement: Placement, guest: int, to: int) -> Move:
+    return Move(placement.guests[guest], placement.hosts[int(placement.at[guest])], placement.hosts[to])
 
 
 def _hottest(placement: Placement, free: Bools) -> list[int]:
@@ -129,17 +184,14 @@ def _hottest(placement: Placement, free: Bools) -> list[int]:
     able = np.zeros(len(placement.hosts), dtype=np.bool_)
     able[placement.at[free]] = True
     able &= placement.open
-    pressure = _above_mean(placement.settled, placement.memory, placement)
-    pressure += 0.5 * _above_mean(placement.load, placement.cpus, placement)
+    pressure = _above_mean(memory_spread(placement)) + 0.5 * _above_mean(load_spread(placement))
     order = np.argsort(np.where(able, -pressure, np.inf), kind="stable")[:_HOTTEST]
     return [int(row) for row in order if able[row]]
 
 
-def _above_mean(amount: Floats | Ints, capacity: Floats | Ints, placement: Placement) -> Floats:
-    share = per(amount, capacity)
-    there = share[placement.open & (capacity > 0)]
-    mean = float(there.mean()) if there.size else 0.0
-    return share / mean if mean > 0 else share
+def _above_mean(spread: Spread) -> Floats:
+    mean = float(spread.shares[spread.counts].mean()) if spread.counts.any() else 0.0
+    return spread.shares / mean if mean > 0 else spread.shares
 
 
 def _free(cluster: Cluster, guest: str, policy: Policy, now: float) -> bool:

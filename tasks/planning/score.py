@@ -16,14 +16,39 @@ from tasks.planning.placement import NOWHERE, Bools, Floats, Ints, Placement
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """Guests that would leave the host of row `source`, one in each row, for other hosts, one in each column.
+
+    With `back`, the guest of each column would come back for it: an exchange, by which only the difference of the two
+    is shifted. The two of an exchange share no group.
+    """
+
+    source: int
+    guests: Ints
+    to: Ints
+    back: Ints | None = None
+
+    def of(self, amount: Ints | Floats) -> Floats:
+        """What is shifted of an amount that each guest has; below 0 where more comes back."""
+        leaving = amount[self.guests][:, np.newaxis]
+        shifted = leaving if self.back is None else leaving - amount[self.back]
+        return shifted.astype(np.float64)
+
+    def nothing_at_home(self, found: Floats) -> Floats:
+        """The same, and 0 for guests that would stay where they are."""
+        found[:, self.to == self.source] = 0.0
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `value` is it now; `change` how it would change with the guest of a row on each host in turn."""
+    """One figure. `value` is it now; `change` how each of a shift would change it, or what broadcasts to that."""
 
     name: str
     weight: float
     reason: str
     value: Callable[[Placement], float]
-    change: Callable[[Placement, int], Floats]
+    change: Callable[[Placement, Shift], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +90,16 @@ def changes(placement: Placement, guest: str) -> Floats:
     Says nothing of whether it may go there: that is `placement.candidates`.
     """
     row = placement.guest_row[guest]
-    total = np.zeros(len(placement.hosts))
-    for each in ROWS:
-        total += each.weight * each.change(placement, row)
+    shift = Shift(int(placement.home[row]), np.array([row]), np.arange(len(placement.hosts)))
+    found: Floats = changes_of(placement, shift)[0]
+    return found
+
+
+def changes_of(placement: Placement, shift: Shift) -> Floats:
+    """How the total would change with each guest of a shift (rows) on each other host (columns)."""
+    total = np.zeros((len(shift.guests), len(shift.to)))
+    for each in ROWS if total.size else ():
+        total += each.weight * each.change(placement, shift)
     return total
 
 
@@ -77,84 +109,92 @@ def imbalance(shares: Floats) -> float:
     return float(shares.std()) / mean if mean > 0 else 0.0
 
 
-def worst_spread(placement: Placement) -> float:
-    """The worse of the two spreads as they are now."""
-    return max(_memory_spread(placement), _load_spread(placement))
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The part of each host's `capacity` that is in use, and which hosts count for how evenly it is spread."""
+
+    shares: Floats
+    capacity: Floats | Ints
+    counts: Bools
+
+    @property
+    def imbalance(self) -> float:
+        """Over the hosts that count."""
+        return imbalance(self.shares[self.counts])
+
+    def change(self, shift: Shift, steps: Floats) -> Floats:
+        """How the imbalance changes when `steps`, in the unit of the capacity, are shifted.
+
+        From the sums of shares and of their squares; what does not count adds to neither.
+        """
+        number = int(self.counts.sum())
+        if not number:
+            return np.zeros((1, 1))
+        centre = float(self.shares[self.counts].mean())
+        # Measured from the mean, the squares lose no digits where ten thousand hosts are nearly alike.
+        off = np.where(self.counts, self.shares - centre, 0.0)
+        units = np.where(self.counts, per(np.ones(len(off)), self.capacity), 0.0)
+        squares = float(np.square(off).sum())
+        # Where all are alike, as they mostly are, one column says it.
+        there = units[shift.to] if np.ptp(units[shift.to]) else units[shift.to][:1]
+        gone, added = steps * (units[shift.source] if shift.source != NOWHERE else 0.0), steps * there
+        drift = (added - gone) / number
+        mean = centre + drift
+        # Where the source is NOWHERE nothing is gone, whatever `off` has in its last row.
+        left = (squares + gone * (gone - 2 * off[shift.source])) / number - np.square(drift)
+        after = (added + 2 * off[shift.to]) * (added / number)
+        after += left
+        np.sqrt(np.maximum(after, 0.0, out=after), out=after)
+        after *= np.divide(1.0, mean, out=np.zeros_like(mean), where=mean > 0)
+        after -= np.sqrt(squares / number) / centre if centre > 0 else 0.0
+        return shift.nothing_at_home(np.asarray(after, dtype=np.float64))
 
 
-def _spread_changes(shares: Floats, counts: Bools, source: int, steps: Floats) -> Floats:
-    """How `imbalance(shares[counts])` changes when `steps[source]` leaves the source and `steps[d]` arrives at d.
+def memory_spread(placement: Placement) -> Spread:
+    """Of the memory that is promised, once what is under way has ended."""
+    return Spread(per(placement.settled, placement.memory), placement.memory, placement.open)
 
-    From the sums of shares and of their squares; what does not count adds to neither.
-    """
-    number = int(counts.sum())
-    if not number:
-        return np.zeros(len(shares))
-    kept, added = np.where(counts, shares, 0.0), np.where(counts, steps, 0.0)
-    gone = added[source] if source != NOWHERE else 0.0
-    there = kept[source] if source != NOWHERE else 0.0
-    # Measured from the mean, the squares lose no digits where ten thousand hosts are nearly alike.
-    centre = kept.sum() / number
-    squares = np.square(kept - centre)[counts].sum()
-    total = kept.sum() - gone + added
-    before = np.sqrt(squares / number) / centre if centre > 0 else 0.0
-    moved = gone * gone - 2 * gone * (there - centre) + added * added + 2 * added * (kept - centre)
-    mean = total / number
-    variance = np.maximum((squares + moved) / number - np.square(mean - centre), 0.0)
-    after = np.divide(np.sqrt(variance), mean, out=np.zeros(len(shares)), where=mean > 0)
-    found = after - before
-    if source != NOWHERE:
-        found[source] = 0.0
-    return np.asarray(found, dtype=np.float64)
+
+def load_spread(placement: Placement) -> Spread:
+    """Of the cores that are busy, over the hosts of which the cores are known."""
+    return Spread(per(placement.load, placement.cpus), placement.cpus, placement.open & (placement.cpus > 0))
+
+
+def worst_spread(placement: Placement) -> Spread:
+    """The less even of the two as they are now."""
+    return max(memory_spread(placement), load_spread(placement), key=lambda spread: spread.imbalance)
 
 
 def per(amount: Floats | Ints, capacity: Floats | Ints) -> Floats:
     """The part of each capacity that is in use; 0 where there is none."""
-    return np.divide(amount, capacity, out=np.zeros(len(capacity)), where=capacity > 0)
+    return np.divide(
+        amount, capacity, out=np.zeros(np.broadcast_shapes(amount.shape, capacity.shape)), where=capacity > 0
+    )
 
 
-def _memory_spread(placement: Placement) -> float:
-    return imbalance(per(placement.settled, placement.memory)[placement.open])
+def _memory_spread_change(placement: Placement, shift: Shift) -> Floats:
+    return memory_spread(placement).change(shift, shift.of(placement.guest_memory))
 
 
-def _memory_spread_change(placement: Placement, guest: int) -> Floats:
-    steps = per(np.full(len(placement.hosts), placement.guest_memory[guest]), placement.memory)
-    shares = per(placement.settled, placement.memory)
-    return _spread_changes(shares, placement.open, int(placement.home[guest]), steps)
-
-
-def _with_cores(placement: Placement) -> Bools:
-    return np.asarray(placement.open & (placement.cpus > 0), dtype=np.bool_)
-
-
-def _load_spread(placement: Placement) -> float:
-    return imbalance(per(placement.load, placement.cpus)[_with_cores(placement)])
-
-
-def _load_spread_change(placement: Placement, guest: int) -> Floats:
-    steps = per(np.full(len(placement.hosts), placement.guest_load[guest]), placement.cpus)
-    shares = per(placement.load, placement.cpus)
-    return _spread_changes(shares, _with_cores(placement), int(placement.home[guest]), steps)
+def _load_spread_change(placement: Placement, shift: Shift) -> Floats:
+    return load_spread(placement).change(shift, shift.of(placement.guest_load))
 
 
 def _contention(placement: Placement) -> float:
-    return float(_excess(placement.load, placement).mean()) if len(placement.hosts) else 0.0
+    return float(_excess(placement.load, placement.cpus).mean()) if len(placement.hosts) else 0.0
 
 
-def _contention_change(placement: Placement, guest: int) -> Floats:
-    load, home, number = placement.guest_load[guest], int(placement.home[guest]), len(placement.hosts)
-    now = _excess(placement.load, placement)
-    found = _excess(placement.load + load, placement) - now
-    if home != NOWHERE:
-        without = placement.load[home : home + 1] - load
-        cpus = placement.cpus[home : home + 1]
-        found += np.maximum(per(without, cpus) - 1, 0)[0] - now[home]
-        found[home] = 0.0
-    return np.asarray(found / number, dtype=np.float64)
+def _contention_change(placement: Placement, shift: Shift) -> Floats:
+    steps, load, cpus = shift.of(placement.guest_load), placement.load, placement.cpus
+    now = _excess(load, cpus)
+    found = _excess(load[shift.to] + steps, cpus[shift.to]) - now[shift.to]
+    if shift.source != NOWHERE:
+        found = found + _excess(load[shift.source] - steps, cpus[shift.source]) - now[shift.source]
+    return shift.nothing_at_home(found / len(placement.hosts))
 
 
-def _excess(load: Floats, placement: Placement) -> Floats:
-    return np.maximum(per(load, placement.cpus) - 1, 0)
+def _excess(load: Floats, cpus: Floats) -> Floats:
+    return np.asarray(np.maximum(per(load, cpus) - 1, 0.0), dtype=np.float64)
 
 
 def _on_cordoned(placement: Placement) -> float:
@@ -162,11 +202,12 @@ def _on_cordoned(placement: Placement) -> float:
     return float(placement.cordoned[home].mean()) if len(home) else 0.0
 
 
-def _on_cordoned_change(placement: Placement, guest: int) -> Floats:
-    home = int(placement.home[guest])
+def _on_cordoned_change(placement: Placement, shift: Shift) -> Floats:
+    if shift.back is not None:
+        return np.zeros((1, 1))  # as many come as go
     number = max(1, int((placement.home != NOWHERE).sum()))
-    now = float(placement.cordoned[home]) if home != NOWHERE else 0.0
-    return np.asarray((placement.cordoned - now) / number, dtype=np.float64)
+    now = float(placement.cordoned[shift.source]) if shift.source != NOWHERE else 0.0
+    return np.asarray((placement.cordoned[shift.to] - now) / number, dtype=np.float64)[np.newaxis, :]
 
 
 def _group_uplinks(placement: Placement) -> float:
@@ -174,20 +215,30 @@ def _group_uplinks(placement: Placement) -> float:
     return sum(count - 1 for count in counts) / max(1, placement.memberships)
 
 
-def _group_uplinks_change(placement: Placement, guest: int) -> Floats:
-    groups = placement.guest(guest).groups
-    found = np.zeros(len(placement.hosts))
-    home = int(placement.home[guest])
-    source = NOWHERE if home == NOWHERE else int(placement.uplink[home])
-    if not groups or not placement.uplinks:
+def _group_uplinks_change(placement: Placement, shift: Shift) -> Floats:
+    found = np.zeros((len(shift.guests), len(shift.to)))
+    if not placement.uplinks:
         return found
-    shared = np.zeros(len(placement.uplinks) + 1)  # the last is of hosts without an uplink: nothing is shared there
-    for group in sorted(groups):
+    for place, guest in enumerate(shift.guests.tolist()):
+        if placement.grouped[guest]:
+            found[place] += _shared_uplinks(placement, guest, shift.source)[placement.uplink[shift.to]]
+    back = [] if shift.back is None else shift.back.tolist()
+    for place, guest in enumerate(back):
+        if placement.grouped[guest]:
+            steps = _shared_uplinks(placement, guest, int(shift.to[place]))
+            found[:, place] += steps[placement.uplink[shift.source]]
+    return np.asarray(found / max(1, placement.memberships), dtype=np.float64)
+
+
+def _shared_uplinks(placement: Placement, guest: int, home: int) -> Floats:
+    """How many more memberships share an uplink with this guest behind each in turn; the last: behind none, where
+    nothing is shared."""
+    source = NOWHERE if home == NOWHERE else int(placement.uplink[home])
+    shared = np.zeros(len(placement.uplinks) + 1)
+    for group in sorted(placement.guest(guest).groups):
         for uplink, count in placement.group_uplinks.get(group, {}).items():
             shared[uplink] += count > (uplink == source)
-    before = shared[source] if source != NOWHERE else 0.0
-    found = shared[placement.uplink] - before
-    return np.asarray(found / max(1, placement.memberships), dtype=np.float64)
+    return np.asarray(shared - shared[source], dtype=np.float64)
 
 
 ROWS: Sequence[Row] = (
@@ -195,14 +246,14 @@ ROWS: Sequence[Row] = (
         "memory-spread",
         1.0,
         "what every move is measured by: memory is what a host runs out of first and cannot share",
-        _memory_spread,
+        lambda placement: memory_spread(placement).imbalance,
         _memory_spread_change,
     ),
     Row(
         "load-spread",
         0.5,
         "load comes and goes, and the measured figure is minutes old: half of what memory weighs",
-        _load_spread,
+        lambda placement: load_spread(placement).imbalance,
         _load_spread_change,
     ),
     Row(

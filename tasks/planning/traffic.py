@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tasks.planning.estimate import estimate
+from tasks.planning.estimate import estimate, stream_bandwidth
 from tasks.planning.placement import Bools, Floats, Ints, Placement
 
 #: Bytes/s of a link that nobody has told about: it is never the narrowest.
@@ -24,6 +24,7 @@ class Traffic:
         cluster = placement.cluster
         self._placement, self._downtime_limit = placement, downtime_limit
         self._bandwidth: Ints = np.array([max(1, cluster.hosts[name].bandwidth) for name in placement.hosts])
+        self._stream: Ints = np.array([max(1, stream_bandwidth(cluster.hosts[name])) for name in placement.hosts])
         self._inbound_slots: Floats = np.array([max(1.0, cluster.hosts[name].inbound) for name in placement.hosts])
         told = [max(1, cluster.uplinks.get(name, _UNBOUND)) for name in placement.uplinks]
         self._uplinks: Ints = np.array([*told, _UNBOUND])
@@ -38,7 +39,7 @@ class Traffic:
         work: dict[int, float] = defaultdict(float)
         for guest in guests:
             source = self._source(guest)
-            work[source] += self._seconds(guest, int(self._bandwidth[source]))
+            work[source] += self._seconds(guest, int(self._stream[source]))
         self.target = max(work.values(), default=0.0)
 
     def ends(self, guest: str) -> Floats:
@@ -81,7 +82,7 @@ class Traffic:
     def _rates_from(self, source: int) -> tuple[Ints, Ints, Ints]:
         """Bytes/s from here to each host, as estimate.path_bandwidth has it; the distinct ones, and which each is."""
         uplink = self._placement.uplink
-        rates = np.minimum(self._bandwidth, self._bandwidth[source])
+        rates = np.minimum(self._stream, self._stream[source])
         beyond = np.minimum(self._uplinks[uplink], self._uplinks[uplink[source]])
         rates = np.where(uplink != uplink[source], np.minimum(rates, beyond), rates)
         distinct, which = np.unique(rates, return_inverse=True)

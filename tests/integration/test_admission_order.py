@@ -189,6 +189,19 @@ def test_what_was_cancelled_while_it_prepared_is_never_let_on_and_leaves_nothing
     assert ledger.fleet().hosts["alpha"].admitted[Side.SOURCE] == 0
 
 
+def test_what_is_asked_for_within_one_millisecond_keeps_its_order(ledger: Ledger) -> None:
+    beat(ledger, "target", **{"slots:destination": "1"})
+    asked = [
+        Submission(f"m-{9 - number}", f"alpha-{number}", "alpha", "target", GIB, {}, {}) for number in range(GUESTS)
+    ]
+    for each in asked:
+        assert ledger.submit(each)[0] is Answer.OK
+    for each in asked:
+        ledger.admit()
+        assert sending(ledger) == [each.migration]
+        end(ledger, each.migration)
+
+
 def test_a_look_that_somebody_has_just_taken_is_left_out(ledger: Ledger) -> None:
     ask(ledger, "alpha", 0)
     assert ledger.admit(unless_looked=60) == ["m-alpha-0"]

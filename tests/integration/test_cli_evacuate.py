@@ -22,6 +22,19 @@ def test_a_plan_says_what_would_go_where_and_touches_nothing(console: Console) -
     assert console.said("history") == {"jobs": []}
 
 
+def test_a_plan_may_be_looked_for_by_a_solver_where_that_is_installed(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = console.said("evacuate", "alpha", "--plan", "--solver", "cp-sat")
+    assert [move["guest"] for move in plan["moves"]] == ["web"]
+    monkeypatch.setattr("tasks.steps._ortools", lambda: False)
+    code, _, err = console("evacuate", "alpha", "--solver", "cp-sat")
+    assert (code, "pip install 'droveway[cp-sat]'" in err) == (4, True)
+    assert console.said("history") == {"jobs": []}
+    code, _, err = console("evacuate", "alpha", "--solver", "simplex")
+    assert (code, "greedy" in err) == (2, True)
+
+
 def test_a_plan_says_why_a_guest_stays(console: Console) -> None:
     console("blocker", "add", "guest", "web", "--reason", "a licence")
     (refused,) = console.said("evacuate", "alpha", "--plan")["refused"]

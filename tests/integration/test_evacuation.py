@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from time import sleep
 
 import pytest
 
@@ -16,6 +17,7 @@ from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.evacuate import begin
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.planning.evacuating import Evacuation
+from tasks.planning.evacuation import Solver
 from tasks.planning.job import Fate, State, Step
 from tasks.records import Kept, Submission
 from tasks.steps import cancel, snapshot, take_step
@@ -197,3 +199,36 @@ def test_a_guest_is_sent_elsewhere_though_the_host_that_failed_it_never_says_so(
     stepped(ledger, "e-1")
     (second,) = [each for each in ledger.open() if not each.ended]
     assert second.destination.host != first.destination.host
+
+
+def test_a_worker_without_the_solver_that_a_job_asks_for_plans_without_it_and_says_so_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(ledger, Evacuation("e-9", frozenset({"alpha"}), solver=Solver.CP_SAT), "a new board")
+    assert snapshot(ledger, "e-9").asked.solver is Solver.CP_SAT
+    monkeypatch.setattr("tasks.steps._ortools", lambda: False)
+    for _ in range(2):
+        record = stepped(ledger, "e-9")
+    assert Fate.MOVING in {each.fate for each in record.guests.values()}
+    assert [each.message for each in caplog.records if "OR-Tools" in each.message] == [
+        "e-9 asks for the solver cp-sat; OR-Tools is not installed here, its steps are planned greedily"
+    ]
+    with ledger._client.pipeline() as pipe:
+        (left,) = pipe.pttl("droveway:job:e-9:turn").execute()
+    assert 0 < left < 10_000, "nobody waits longer for a step that was short"
+
+
+def test_while_a_solver_looks_for_places_nobody_else_takes_a_step(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(ledger, Evacuation("e-9", frozenset({"alpha"}), solver=Solver.CP_SAT), "a new board")
+    turns = []
+
+    def solving(*_: object) -> Step:
+        sleep(1.1)  # longer than the turn that every step has
+        turns.append(ledger.turn("e-9", 1))
+        return Step(State.RUNNING, "")
+
+    monkeypatch.setattr("tasks.steps._step", solving)
+    stepped(ledger, "e-9")
+    assert turns == [False]

@@ -138,6 +138,24 @@ def test_what_expired_while_it_waited_ends_and_says_what_for(ledger: Ledger) -> 
     assert ledger.fleet().guests["db"].active is None
 
 
+def test_what_a_stream_reached_is_what_plans_reckon_with(ledger: Ledger) -> None:
+    def moved(migration: str, sent: int, **parameters: int | str) -> list[int]:
+        ask(ledger, migration, "web", *places, parameters=parameters)
+        ledger.admit()
+        for job in [taken(ledger, migration, side) for side in Side]:
+            rounds = ({"sent": sent, "seconds": 2.0},)
+            ledger.finish(job.ticket, Status(outcome="completed", rounds=rounds))
+        places.reverse()
+        hosts = ledger.cluster().hosts
+        return [hosts[name].stream for name in ("alpha", "beta", "gamma")]
+
+    places = ["alpha", "beta"]
+    assert moved("m-1", 8 << 20) == [0, 0, 0], "too short to tell"
+    assert moved("m-2", 400 << 20, **{"max-bandwidth": 1 << 20}) == [0, 0, 0], "throttled"
+    assert moved("m-3", 400 << 20) == [200 << 20, 200 << 20, 0]
+    assert moved("m-4", 200 << 20) == [150 << 20, 150 << 20, 0]
+
+
 # --- what operators keep where it is ----------------------------------------------------------------------------------
 
 

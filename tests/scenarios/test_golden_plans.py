@@ -1,8 +1,8 @@
 """Plans as readable files: a cluster, what is asked, and the plan that must come of it, word for word.
 
 To write one: a comment that says what it shows, the cluster in the form of tasks/inventory/file.py, a line `evacuate
-HOST...`, and after a line `expect:` the lines that `_said` below makes of the plan. Leave `expect:` empty and run it:
-the difference shows what the planner says now; keep it only once it is what an operator would want.
+HOST... [--solver cp-sat]`, and after a line `expect:` the lines that `_said` below makes of the plan. Leave `expect:`
+empty and run it: the difference shows what the planner says now; keep it only once it is what an operator would want.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from tasks.inventory.file import read
 from tasks.planning.cluster import Cluster
-from tasks.planning.evacuation import Plan, plan_evacuation
+from tasks.planning.evacuation import Plan, Solver, plan_evacuation
 from tests.replay import replay
 
 FILES = sorted((Path(__file__).parent / "plan").glob("*.txt"))
@@ -25,9 +25,9 @@ def test_the_plan_is_what_the_file_expects(path: Path) -> None:
     asked, _, expected = path.read_text("utf-8").partition("\nexpect:\n")
     lines = asked.splitlines()
     assert lines[0].startswith("# "), "say what it shows"
-    hosts = next(line for line in lines if line.startswith("evacuate ")).split()[1:]
+    hosts, _, solver = next(line for line in lines if line.startswith("evacuate "))[9:].partition(" --solver ")
     cluster = read("\n".join(line for line in lines if not line.startswith("evacuate ")), path.name)
-    found = _planned(cluster, hosts)
+    found = _planned(cluster, hosts.split(), Solver(solver or Solver.GREEDY))
     assert found == expected, "\n".join(unified_diff(expected.splitlines(), found.splitlines(), "expected", "found"))
 
 
@@ -36,11 +36,13 @@ def test_there_are_enough_of_them_and_each_says_something_else() -> None:
     assert len({path.read_text("utf-8").partition("\nexpect:\n")[0] for path in FILES}) == len(FILES)
 
 
-def _planned(cluster: Cluster, hosts: list[str]) -> str:
+def _planned(cluster: Cluster, hosts: list[str], solver: Solver) -> str:
     try:
-        plan = plan_evacuation(cluster, hosts)
+        plan = plan_evacuation(cluster, hosts, solver=solver)
     except ValueError as error:
         return f"{error}\n"
+    if solver is Solver.CP_SAT:
+        assert len(plan_evacuation(cluster, hosts).refused) > len(plan.refused), "a solver is not needed here"
     assert replay(cluster, plan.schedule).guests == plan.predicted.guests
     return _said(plan)
 

@@ -181,6 +181,11 @@ MOMENTS = st.floats(at("2025-01-01T00:00"), at("2027-01-01T00:00")) | st.builds(
 )
 
 
+def test_the_last_instants_of_a_minute_belong_to_it() -> None:
+    assert calendar().next(at("2026-03-04T12:00") - 2e-7) == at("2026-03-04T12:00")
+    assert not calendar("* * * * *", "12:00-13:00").open(at("2026-03-04T12:00") - 2e-7)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(CRONS), st.sampled_from(ZONES), MOMENTS)
 def test_the_due_moment_is_not_later_than_now_and_there_is_none_between(cron: str, zone: str, now: float) -> None:

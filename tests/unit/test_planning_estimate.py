@@ -105,3 +105,10 @@ def test_a_path_is_as_wide_as_its_narrowest_link(
 ) -> None:
     assert crossed(CLUSTER, source, destination) == uplinks
     assert path_bandwidth(CLUSTER, source, destination) == bandwidth
+
+
+def test_a_stream_takes_what_was_measured_where_that_is_less_than_the_link() -> None:
+    ends = [Host("alpha", 1, bandwidth=10, stream=6), Host("beta", 1, bandwidth=8, stream=9), Host("gamma", 1)]
+    cluster = Cluster({host.name: host for host in ends})
+    assert path_bandwidth(cluster, "alpha", "beta") == 6
+    assert path_bandwidth(cluster, "beta", "gamma") == 8

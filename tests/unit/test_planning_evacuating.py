@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.inventory.simulated import simulate
 from tasks.planning.cluster import Cluster, Guest, Host
 from tasks.planning.evacuating import Evacuation, step
-from tasks.planning.evacuation import plan_evacuation
+from tasks.planning.evacuation import Solver, plan_evacuation
 from tasks.planning.job import ENDED, Attempt, Fate, State, migration_id
 from tests.clusters import clusters
 from tests.job_world import NOW, World
@@ -126,6 +126,19 @@ def test_a_guest_that_shall_make_room_and_cannot_is_not_asked_for_without_end() 
     world = World(cluster, evacuation("a"), lambda attempt: "stalled")
     assert world.lived().state is State.FAILED
     assert len(world.attempts) <= 3 * len(cluster.guests)
+
+
+@pytest.mark.parametrize(("solver", "state"), [(Solver.GREEDY, State.PARTIAL), (Solver.CP_SAT, State.COMPLETED)])
+def test_a_nearly_full_fleet_is_emptied_step_by_step_where_a_solver_looks_for_places(
+    solver: Solver, state: State
+) -> None:
+    """Each step plans anew, with the moves of the one before under way: it must come back to the same plan."""
+    cluster = simulate("hosts=16,guests=160,seed=1,fill=0.88")
+    world = World(cluster, evacuation("host-01", solver=solver))
+    assert world.lived().state is state
+    if state is State.COMPLETED:
+        leaving = len(cluster.residents["host-01"])
+        assert leaving < len(world.attempts) <= leaving + 12
 
 
 def test_the_id_of_a_move_depends_on_what_it_is_and_not_on_who_asks() -> None:

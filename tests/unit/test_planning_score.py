@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from tasks.planning.cluster import Cluster, Guest, Host
 from tasks.planning.placement import Placement
-from tasks.planning.score import ROWS, changes, imbalance, score, score_of
+from tasks.planning.score import ROWS, Shift, changes, changes_of, imbalance, score, score_of
 from tests.clusters import clusters
 
 
@@ -79,12 +79,32 @@ def test_what_a_move_would_change_is_what_it_changes(cluster: Cluster) -> None:
     placement = Placement(cluster)
     # 1e-7: the root of a variance near 0 has half of the digits.
     for guest in (each for each in cluster.guests.values() if not each.moving_to and each.host in cluster.hosts):
+        shift = Shift(
+            placement.row[guest.host], np.array([placement.guest_row[guest.name]]), np.arange(len(placement.hosts))
+        )
         for row, host in enumerate(placement.hosts):
             after = score(cluster.placed([replace(guest, host=host)]))
             for each, then, now in zip(ROWS, after.rows, before.rows, strict=True):
-                change = each.change(placement, placement.guest_row[guest.name])[row]
+                change = np.broadcast_to(each.change(placement, shift), (1, len(placement.hosts)))[0, row]
                 assert change == pytest.approx(then.value - now.value, abs=1e-7), (each.name, guest.name, host)
             assert changes(placement, guest.name)[row] == pytest.approx(after.total - before.total, abs=1e-7)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(clusters())
+def test_what_an_exchange_would_change_is_what_it_changes(cluster: Cluster) -> None:
+    before, placement = score(cluster).total, Placement(cluster)
+    there = [each for each in cluster.guests.values() if not each.moving_to and each.host in cluster.hosts]
+    for host in {each.host for each in there}:
+        leaving = [each for each in there if each.host == host]
+        back = [each for each in there if each.host != host]
+        rows, columns = (np.array([placement.guest_row[each.name] for each in of], dtype=int) for of in (leaving, back))
+        found = changes_of(placement, Shift(placement.row[host], rows, placement.at[columns], columns))
+        for row, one in enumerate(leaving):
+            for column, other in enumerate(back):
+                if not one.groups & other.groups:
+                    after = score(cluster.placed([replace(one, host=other.host), replace(other, host=host)])).total
+                    assert found[row, column] == pytest.approx(after - before, abs=1e-7), (one.name, other.name)
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)

@@ -20,6 +20,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     streams:H:source|destination set the M of these that may send         admission, finish
     link:L:up|down          hash    M → bytes/s of the shared link L      admission, finish
     prepared                zset    M admitted that may not send yet      admission, finish
+    measured                hash    H → bytes/s that a stream reached     finish; with the host
     served                  hash    H → its mark, by which sources share  admission
     looked                  string  somebody has just tried to admit      heartbeats; after a second
     check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
@@ -95,6 +96,10 @@ class Keys:
     def streams(self, host: str, role: str) -> str:
         """The migrations that may send over a host's link, by its role."""
         return f"{self.prefix}streams:{host}:{role}"
+
+    def measured(self) -> str:
+        """What streams of each host reached lately."""
+        return f"{self.prefix}measured"
 
     def prepared(self) -> str:
         """Records that are admitted and may not send yet."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tasks.planning.cluster import Cluster
-from tasks.planning.evacuation import plan_evacuation
+from tasks.planning.evacuation import Solver, plan_evacuation
 from tasks.planning.rebalancing import Policy, plan_rebalance
 
 
@@ -20,17 +20,18 @@ class Case:
     quick: bool = True
 
 
-def evacuate(number: int) -> Callable[[Cluster], dict[str, float]]:
+def evacuate(number: int, solver: Solver = Solver.GREEDY) -> Callable[[Cluster], dict[str, float]]:
     """Empties `number` hosts from all over the cluster."""
 
     def run(cluster: Cluster) -> dict[str, float]:
         names = sorted(cluster.hosts)
         hosts = names[:: len(names) // number][:number]
-        plan = plan_evacuation(cluster, hosts)
+        plan = plan_evacuation(cluster, hosts, solver=solver)
         leaving = sum(guest.host in hosts for guest in cluster.guests.values())
         return {
             "moves": len(plan.moves),
             "refused": len(plan.refused),
+            "placed": leaving - len(plan.refused),
             "makespan": plan.schedule.makespan,
             "makespan_ratio": plan.schedule.makespan / plan.schedule.lower_bound,
             #: At least everybody who is on the hosts has to move.
@@ -58,6 +59,8 @@ def rebalance(cluster: Cluster) -> dict[str, float]:
 
 
 _QUALITY = {"makespan_ratio": 1.05, "moves_ratio": 1.0, "refused": 0}
+#: Nearly full hosts. Of these only what a solver is for is promised; the rest are figures.
+_TIGHT = "groups={0},uplinks={1},labels=0.1,fill=0.95,seed=1"
 _RACKS = "groups={0},uplinks={1},labels=0.1,fill=0.7,skew=0.6,seed=7"
 
 CASES: Mapping[str, Case] = {
@@ -81,6 +84,17 @@ CASES: Mapping[str, Case] = {
         f"hosts=1000,guests=20000,{_RACKS.format(2000, 25)}",
         rebalance,
         {"seconds": 10, "makespan_ratio": 1.05, "imbalance_after": Policy().threshold},
+        quick=False,
+    ),
+    "tight-4-of-100": Case(f"hosts=100,guests=2000,{_TIGHT.format(200, 4)}", evacuate(4)),
+    "tight-4-of-100-cp-sat": Case(
+        f"hosts=100,guests=2000,{_TIGHT.format(200, 4)}", evacuate(4, Solver.CP_SAT), {"refused": 0}
+    ),
+    "tight-10-of-1000": Case(f"hosts=1000,guests=20000,{_TIGHT.format(2000, 25)}", evacuate(10)),
+    "tight-10-of-1000-cp-sat": Case(
+        f"hosts=1000,guests=20000,{_TIGHT.format(2000, 25)}",
+        evacuate(10, Solver.CP_SAT),
+        {"refused": 0},
         quick=False,
     ),
 }
