@@ -5,14 +5,19 @@ nothing asks Celery for exactly-once, and the options choose the mode that surpr
 tried on Celery 5.7.0 with kombu 5.7.0, redis-py 8.1.0 and Redis 7.0.15.
 """
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from celery.beat import BeatLazyFunc
+from celery.schedules import BaseSchedule, schedstate
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from config.calendar import Calendar
 from config.errors import UnreachableError
 from config.redis import tls_options, translate
 from config.settings import RedisSettings, Settings
@@ -65,6 +70,47 @@ def reaching_broker(settings: RedisSettings) -> Generator[None]:
             raise translate(cause, settings) from error
         where = f"Redis at {settings.shown_url}"
         raise UnreachableError(f"{where} takes no message ({error}): check that it runs, and redis.url.") from error
+
+
+class DueMoments(BaseSchedule):  # type: ignore[misc]  # Celery has no types
+    """A policy's calendar as Celery's beat asks for it.
+
+    Not Celery's own crontab: that has one time zone for all entries, and wants day and weekday both to match where cron
+    wants either. What was due while no beat ran is not made up for.
+    """
+
+    def __init__(self, calendar: Calendar) -> None:
+        super().__init__(nowfun=_utc_now)
+        self.calendar = calendar
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """Until the first match after `last_run_at`."""
+        return timedelta(seconds=self.calendar.next(last_run_at.timestamp()) - time.time())
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        """Whether a match has passed since `last_run_at`, and the seconds until the next."""
+        remaining = self.remaining_estimate(last_run_at).total_seconds()
+        if remaining > 0:
+            return schedstate(False, remaining)
+        now = time.time()
+        return schedstate(True, self.calendar.next(now) - now)
+
+
+def beat_entries(calendars: Mapping[str, Calendar], task: str, body_of: Callable[[str], Any]) -> dict[str, Any]:
+    """One entry for each name: `task` goes to the control queue, with what `body_of` says of the name just then."""
+    return {
+        name: {
+            "task": task,
+            "schedule": DueMoments(calendar),
+            "args": (BeatLazyFunc(body_of, name),),
+            "options": {"queue": CONTROL_QUEUE},
+        }
+        for name, calendar in calendars.items()
+    }
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _broker(settings: RedisSettings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ An unknown key is an error in each of them, because a setting that is quietly no
 import os
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from config.calendar import Calendar, check_cron, read_window, read_zone
 from config.errors import HostError, RequestError, SettingsError
 from config.names import NAME, check_labels, check_name, nearest, validator
 from config.units import BYTES, BYTES_PER_SECOND, SECONDS, Unit
@@ -301,6 +302,53 @@ class HistorySettings(_Concern):
     retention: Seconds = 30 * 86_400
 
 
+def _check_windows(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value) or len(value) > 50:
+        raise RequestError('windows are a list of words, such as ["Sat,Sun 00:00-06:00", "22:00-05:00"]')
+    for each in value:
+        read_window(each)
+    return tuple(value)
+
+
+def _check_zone(value: object) -> str:
+    if not isinstance(value, str):
+        raise RequestError("a time zone is a word, such as Europe/Berlin")
+    read_zone(value)
+    return value
+
+
+class RebalanceSettings(_Concern):
+    """One policy by which guests are spread out: when it looks, when it may act, and how much."""
+
+    #: Minute, hour, day of the month, month, weekday: when it looks whether guests should be moved.
+    cron: Annotated[str, BeforeValidator(validator(check_cron))]
+    #: When it may move them; none: always.
+    windows: Annotated[tuple[str, ...], BeforeValidator(validator(_check_windows))] = ()
+    #: Of both.
+    timezone: Annotated[str, BeforeValidator(validator(_check_zone))] = "UTC"
+    #: What follows is told at tasks.planning.rebalancing.Policy, which has the same defaults.
+    threshold: Annotated[float, Field(gt=0, le=10)] = 0.10
+    target: Annotated[float, Field(ge=0, le=10)] = 0.06
+    hold: Annotated[int, Field(ge=1, le=10_000)] = 3
+    least_gain: Annotated[float, Field(ge=0, le=10)] = 0.02
+    most_moves: Annotated[int, Field(ge=1, le=10_000)] = 100
+    cool_down: Seconds = 3600
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        if self.target >= self.threshold:
+            raise ValueError(
+                f"the target, {self.target:g}, is not below the threshold, {self.threshold:g}: the next small change"
+                " would set it off again"
+            )
+        return self
+
+    @property
+    def calendar(self) -> Calendar:
+        """When it is due and when it may act."""
+        return Calendar(self.cron, tuple(read_window(each) for each in self.windows), read_zone(self.timezone))
+
+
 class Settings(_Concern):
     """Everything that is set."""
 
@@ -310,6 +358,8 @@ class Settings(_Concern):
     tls: TlsSettings = Field(default_factory=TlsSettings)
     rdma: RdmaSettings = Field(default_factory=RdmaSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
+    #: Policies by name, from the file alone: `droveway beat` tells the workers what they say.
+    rebalance: Mapping[str, RebalanceSettings] = Field(default_factory=dict)
 
     def shown(self) -> dict[str, dict[str, Any]]:
         """Everything as JSON for people: the Redis password is left out."""
@@ -321,7 +371,7 @@ class Settings(_Concern):
         """The variables that make a child process read these very settings. Holds the Redis password: never log it."""
         # An empty file: what stands in /etc/droveway.toml must not fill in what is unset here.
         variables = {"DROVEWAY_CONFIG": os.devnull}
-        for concern, values in self.model_dump(mode="json").items():
+        for concern, values in self.model_dump(mode="json", exclude={"rebalance"}).items():
             for key, value in values.items():
                 if value is not None:
                     variables[_variable(f"{concern}.{key}")] = _written(value)
@@ -329,7 +379,7 @@ class Settings(_Concern):
         return variables
 
 
-#: Every key there is, as `concern.key`.
+#: Every key there is, as `concern.key`; those of a policy are `rebalance.NAME.key`, and stand in the file only.
 KEYS: frozenset[str] = frozenset(
     f"{concern}.{key}"
     for concern, field in Settings.model_fields.items()
@@ -389,7 +439,7 @@ def _from_file(path: Path, *, required: bool) -> dict[str, _Given]:
     except ValueError as error:  # not TOML, or not UTF-8
         raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from None
     origin = f"the file {path}"
-    given = {}
+    given: dict[str, _Given] = {}
     for concern, table in tables.items():
         if concern not in Settings.model_fields:
             raise _unknown(concern, origin, nearest(concern, [*Settings.model_fields, *KEYS]))
@@ -397,17 +447,41 @@ def _from_file(path: Path, *, required: bool) -> dict[str, _Given]:
             raise SettingsError(
                 f"Setting {concern}, from {origin}: it is a table; write [{concern}] and its keys below."
             )
-        for key, value in table.items():
-            name = f"{concern}.{key}"
-            if name not in KEYS:
-                raise _unknown(name, origin, nearest(name, KEYS))
-            given[name] = _Given(value, name, origin)
+        given |= _policies(table, origin) if concern == "rebalance" else _keys(concern, table, KEYS, origin)
+    return given
+
+
+def _policies(tables: Mapping[str, object], origin: str) -> dict[str, _Given]:
+    """A table for each policy."""
+    given: dict[str, _Given] = {}
+    for policy, table in tables.items():
+        name = f"rebalance.{policy}"
+        if not isinstance(table, dict):
+            raise SettingsError(
+                f"Setting {name}, from {origin}: policies have names; write [rebalance.NAME] and the keys below."
+            )
+        try:
+            check_name("policy", policy)
+        except RequestError as error:
+            raise SettingsError(f"Setting {name}, from {origin}: {error}") from None
+        known = {f"{name}.{key}" for key in RebalanceSettings.model_fields}
+        given |= _keys(name, table, known, origin) or {name: _Given({}, name, origin)}
+    return given
+
+
+def _keys(table_name: str, table: Mapping[str, object], known: Set[str], origin: str) -> dict[str, _Given]:
+    given: dict[str, _Given] = {}
+    for key, value in table.items():
+        name = f"{table_name}.{key}"
+        if name not in known:
+            raise _unknown(name, origin, nearest(name, known))
+        given[name] = _Given(value, name, origin)
     return given
 
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, _Given]:
     keys = {_variable(key): key for key in KEYS}
-    given = {}
+    given: dict[str, _Given] = {}
     for variable, value in variables.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in NOT_SETTINGS:
             continue
@@ -426,10 +500,11 @@ def _from_overrides(overrides: Mapping[str, object]) -> dict[str, _Given]:
 
 
 def _build(given: Mapping[str, _Given]) -> Settings:
-    tables: dict[str, dict[str, object]] = {concern: {} for concern in Settings.model_fields}
+    tables: dict[str, Any] = {concern: {} for concern in Settings.model_fields}
     for name, one in given.items():
-        concern, _, key = name.partition(".")
-        tables[concern][key] = one.value
+        table, _, key = name.rpartition(".")
+        concern, _, policy = table.partition(".")
+        (tables[concern].setdefault(policy, {}) if policy else tables[concern])[key] = one.value
     try:
         return Settings.model_validate(tables)
     except ValidationError as error:
@@ -439,12 +514,13 @@ def _build(given: Mapping[str, _Given]) -> Settings:
 def _invalid(error: ValidationError, given: Mapping[str, _Given]) -> SettingsError:
     """The first complaint, with the name and place of what caused it. Values are left out: one is a password."""
     first = error.errors(include_input=False, include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"][:2])
+    depth = 3 if first["loc"][0] == "rebalance" else 2
+    name = ".".join(str(part) for part in first["loc"][:depth])
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     one = given.get(name)
     where = f"{one.name}, from {one.origin}" if one else f"{name}, which is not set in any file or variable"
-    if "." not in name:  # a complaint about a concern as a whole
-        origins = sorted({one.origin for key, one in given.items() if key.startswith(f"{name}.")})
+    origins = sorted({one.origin for key, one in given.items() if key.startswith(f"{name}.")})
+    if origins or "." not in name:  # a complaint about a table as a whole
         where = f"[{name}], from {' and '.join(origins) or 'the defaults'}"
     return SettingsError(f"Setting {where}: {message}.")
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 from celery import Celery, signals
+from celery.beat import Scheduler, Service
 
 from config.capabilities import SUPPORTED
-from config.celery import celery_options, reaching_broker
+from config.celery import beat_entries, celery_options, reaching_broker
 from config.settings import Settings, memory_total
 from tasks import logs
 from tasks.bell import Bell, MessageBell, Send
 from tasks.checks import Checks, Examiner
 from tasks.host import HostService, Offered
 from tasks.ledger.ledger import Ledger
-from tasks.messages import Message
+from tasks.messages import Message, Rebalance
 from tasks.migrate import Tasks
 from tasks.queues import served_by
 from tasks.records import LocalGuest
@@ -87,6 +91,34 @@ def run_worker(settings: Settings, side: Side, mover: Sequence[str] = MOVER) -> 
         finally:
             host.stop()
             stop_page()
+
+
+def run_beat(settings: Settings) -> int:
+    """Tell the workers of every policy that is due, until SIGTERM or Ctrl-C; the exit code. Keeps nothing on disk."""
+    logs.configure(settings.worker)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit  # which ends the service's sleep, and its waiting for a broker
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    beat_service(settings).start()
+    return 0
+
+
+def beat_service(settings: Settings) -> Service:
+    """Celery's beat with an entry for each policy, not started."""
+    calendars = {name: terms.calendar for name, terms in settings.rebalance.items()}
+
+    def body_of(policy: str) -> dict[str, Any]:
+        """Good until the policy is due again."""
+        expires = calendars[policy].next(time.time())
+        return Rebalance(policy=policy, terms=settings.rebalance[policy], expires=expires).to_json()
+
+    app = make_app(settings)
+    app.conf.beat_schedule = beat_entries(calendars, Rebalance.task, body_of)
+    # The one that keeps its times in memory: two of those that keep a file cannot share it.
+    return Service(app, scheduler_cls=Scheduler)
 
 
 def host_service(

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from config.capabilities import EngineChoice
 from config.errors import MessageError
 from config.names import check_name, validator
+from config.settings import RebalanceSettings
 from workers.pairing.contract import Side
 
 VERSION = 1
@@ -41,6 +42,7 @@ def _check_id(value: str) -> str:
 
 Host = Annotated[str, AfterValidator(validator(partial(check_name, "host")))]
 GuestName = Annotated[str, AfterValidator(validator(partial(check_name, "guest")))]
+PolicyName = Annotated[str, AfterValidator(validator(partial(check_name, "policy")))]
 MigrationId = Annotated[str, AfterValidator(_check_id)]
 #: Seconds since 1970.
 Moment = Annotated[float, Field(gt=0, lt=1e11)]
@@ -135,6 +137,16 @@ class Reconcile(Message):
     task = "droveway.reconcile"
 
     host: Host | None = None
+
+
+class Rebalance(Message):
+    """A policy is due: look whether guests should be moved. Which due moment this is, the server's clock says."""
+
+    task = "droveway.rebalance"
+
+    policy: PolicyName
+    #: What it says, so that workers need no settings of their own.
+    terms: RebalanceSettings
 
 
 class CheckRequest(Message):

@@ -15,9 +15,10 @@ from config.errors import DrovewayError, MessageError, RefusedError
 from tasks.bell import Bell
 from tasks.host import HostService
 from tasks.ledger.ledger import Ledger
-from tasks.messages import CheckRequest, DestinationDoorbell, MigrateRequest, Reconcile, SourceDoorbell
+from tasks.messages import CheckRequest, DestinationDoorbell, MigrateRequest, Rebalance, Reconcile, SourceDoorbell
 from tasks.reconcile import reconcile
 from tasks.requests import admit, record_refused, submit
+from tasks.scheduled import tick
 from workers.metrics.exporter import Exporter
 
 log = logging.getLogger("droveway.tasks")
@@ -45,6 +46,7 @@ class Tasks:
             SourceDoorbell.task: self._guarded(self.source),
             DestinationDoorbell.task: self._guarded(self.destination),
             Reconcile.task: self._guarded(self.reconcile),
+            Rebalance.task: self._guarded(self.rebalance),
             CheckRequest.task: self._guarded(self.check),
         }
 
@@ -74,6 +76,10 @@ class Tasks:
             reconcile(self.ledger, self.bell)
         else:
             self.host.settle_own()
+
+    def rebalance(self, body: object) -> None:
+        """A policy is due."""
+        tick(self.ledger, self.bell, Rebalance.read(body, self.clock()))
 
     def check(self, body: object) -> None:
         """A producer asks whether a guest could move."""

@@ -44,16 +44,17 @@ def begin_moves(
     *,
     most_at_once: int = 0,
     deadline: float = DEADLINE,
+    policy: str = "",
 ) -> str | None:
     """The same for moves that were planned before. `imbalance`: before and after them, as planned; `deadline` in
-    seconds from now."""
+    seconds from now; `policy`: whose tick begins it."""
     if jobs := ledger.open_jobs():
         raise _needs_the_slots(ledger, jobs[0])
     if not moves:
         return None
     job = new_job_id(Kind.REBALANCE)
     asked = Relocation(job, tuple(moves), most_at_once=most_at_once, deadline=ledger.now() + deadline)
-    answer, other = ledger.begin_job(Order(Kind.REBALANCE, asked, message, imbalance))
+    answer, other = ledger.begin_job(Order(Kind.REBALANCE, asked, message, imbalance, policy))
     if answer is Answer.BUSY:  # it was begun since
         raise _needs_the_slots(ledger, other)
     take_step(ledger, bell, job)

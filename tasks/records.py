@@ -458,3 +458,47 @@ class Checked:
         found = [each.to_json() for each in self.obstacles]
         ends = {"guest": self.guest, "source": self.source, "destination": self.destination}
         return ends | {"possible": not found, "blockers": found}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """What was judged of a policy by which guests are spread out. Moments in seconds since 1970."""
+
+    #: The moment of its calendar that was judged last, and when that was; 0: none yet.
+    due: float = 0.0
+    judged: float = 0.0
+    #: Ticks in a row above the threshold.
+    over: int = 0
+    imbalance: float = 0.0
+    reason: str = ""
+    #: The job that it began last, and when.
+    job: str | None = None
+    acted: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "due": self.due or None,
+            "judged": self.judged or None,
+            "over": self.over,
+            "imbalance": self.imbalance if self.judged else None,
+            "reason": self.reason,
+            "job": self.job,
+            "acted": self.acted,
+        }
+
+
+def read_policy(fields: Fields) -> PolicyRecord:
+    """The hash of tasks/ledger/prelude.lua; an empty one was never judged."""
+    if not fields:
+        return PolicyRecord()
+    job, acted = fields.get(b"job"), fields.get(b"acted")
+    return PolicyRecord(
+        int(fields[b"due"]) / 1000,
+        int(fields[b"judged"]) / 1000,
+        int(fields[b"over"]),
+        float(fields[b"imbalance"]),
+        fields[b"reason"].decode(),
+        job.decode() if job else None,
+        int(acted) / 1000 if acted else None,
+    )

@@ -148,9 +148,15 @@ def _step(asked: Asked, found: Cluster, attempts: list[Attempt], now: float) -> 
 
 def _submit(ledger: Ledger, found: Step, fleet: Fleet, record: JobRecord) -> None:
     """Ask for what is next. What the fleet no longer allows is left to the next step, which plans on what is there."""
+    # What a policy asks for does not wait beyond its window.
+    expires = record.asked.deadline if record.order.policy else None
     for ask in found.asks:
         request = MigrateRequest(
-            migration=ask.migration, guest=ask.move.guest, source=ask.move.source, destination=ask.move.destination
+            migration=ask.migration,
+            guest=ask.move.guest,
+            source=ask.move.source,
+            destination=ask.move.destination,
+            expires=expires,
         )
         try:
             submit(ledger, request, fleet, record.job, record.order.priority)

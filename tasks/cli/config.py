@@ -32,7 +32,8 @@ def show(context: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(shown))
         return
-    for concern, values in shown.items():
+    policies = shown.pop("rebalance")
+    for concern, values in (shown | {f"rebalance.{name}": terms for name, terms in policies.items()}).items():
         click.echo(f"[{concern}]")
         for key, value in values.items():
             said = f"{key} = {json.dumps(value)}" if value is not None else f"# {key} is not set"

@@ -25,6 +25,8 @@ _COMMANDS = {
     "drain": "The same as evacuate.",
     "restore": "Open evacuated hosts again, and bring their guests back.",
     "rebalance": "Spread guests out over the hosts, once.",
+    "beat": "Tell the workers when a policy is due that spreads guests out.",
+    "policies": "Policies that spread guests out: when, and what came of it.",
     "status": "How far a migration is, or all that are under way.",
     "cancel": "End a migration or a job; what was not moved stays where it is.",
     "list": "Migrations, the latest first.",

@@ -29,11 +29,13 @@ from tasks.records import (
     LocalGuest,
     MigrationRecord,
     Pin,
+    PolicyRecord,
     Submission,
     read_guest,
     read_host,
     read_migration,
     read_pin,
+    read_policy,
 )
 from workers.attempt import Job, Status
 from workers.pairing.contract import Side, Ticket
@@ -285,6 +287,24 @@ class Ledger:
             answers = iter(pipe.execute())
         found = ((job, next(answers), next(answers), next(answers)) for job in names)
         return [read_job(job, fields, guests, moves) for job, fields, guests, moves in found if fields]
+
+    # --- policies by which guests are spread out ----------------------------------------------------------------------
+
+    def policies(self, names: Sequence[str]) -> dict[str, PolicyRecord]:
+        """What was judged of each; one that never was has a record all the same."""
+        with self._pipeline() as pipe:
+            for name in names:
+                pipe.hgetall(self._keys.policy(name))
+            return {name: read_policy(fields) for name, fields in zip(names, pipe.execute(), strict=True)}
+
+    def judged(self, policy: str, before: PolicyRecord, due: float, over: int, imbalance: float, reason: str) -> Answer:
+        """Write the judgement of a due moment down: OK | TAKEN, when `before` is not the latest any more."""
+        moments = round(before.due * 1000), round(due * 1000)
+        return Answer(_decoded(self._run("judged", policy, *moments, over, imbalance, reason)))
+
+    def acted(self, policy: str, due: float, over: int, job: str, reason: str) -> Answer:
+        """Write down the job that a tick began ("": none): OK | TAKEN, when a later moment was judged."""
+        return Answer(_decoded(self._run("acted", policy, round(due * 1000), over, job, reason)))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

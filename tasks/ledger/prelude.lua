@@ -32,6 +32,9 @@
 --   job:J:guests            hash    G → how it stands (JSON)
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it
+--   policy:P                hash    of a policy by which guests are spread out: due (ms: the moment of its calendar that was
+--                                   judged last), judged (ms), over (ticks above its threshold), imbalance, reason; job
+--                                   (that it began last), acted (ms: when)
 --
 -- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, job (that asked
 -- for it), state, epoch, admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON:
@@ -66,6 +69,8 @@ local function job_moves_key(job) return prefix .. 'job:' .. job .. ':moves' end
 
 -- Records of before there were others are evacuations.
 local function job_kind(record) return record.kind or 'evacuation' end
+
+local function policy_key(policy) return prefix .. 'policy:' .. policy end
 
 -- A hash as a table; nil when there is none.
 local function read(key)

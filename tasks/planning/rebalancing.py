@@ -217,7 +217,8 @@ def judge_tick(
 ) -> Tick:
     """Whether this tick may move guests. `over` is what the tick before handed on, 0 at first.
 
-    `under_way`: moves of an earlier tick that have not ended. Their load and dirty rate are not yet where they will be.
+    `under_way`: moves of an earlier rebalancing that have not ended. Their load and dirty rate are not yet where they
+    will be.
     """
     above = f"the imbalance is {imbalance:.3f}, above the threshold of {policy.threshold:g}"
     if imbalance <= policy.threshold:
@@ -226,9 +227,9 @@ def judge_tick(
     if over < policy.hold:
         return Tick(False, f"{above} for {over} of {policy.hold} ticks", over)
     if under_way:
-        return Tick(False, f"{above}, but {under_way} moves of an earlier tick are under way", over)
+        return Tick(False, f"{above}, but {under_way} moves of an earlier rebalancing are under way", over)
     if evacuating:
-        return Tick(False, f"{above}, but an evacuation needs the slots", over)
+        return Tick(False, f"{above}, but an evacuation or a restore needs the slots", over)
     if not window_open:
         return Tick(False, f"{above}, but no maintenance window is open", over)
     return Tick(True, f"{above} for {over} ticks", 0)

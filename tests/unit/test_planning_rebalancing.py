@@ -221,12 +221,12 @@ def test_a_tick_waits_until_it_was_above_the_threshold_for_long_enough() -> None
 
 def test_a_tick_waits_for_the_moves_of_the_one_before() -> None:
     tick = judge_tick(0.5, 7, Policy(), under_way=2, evacuating=False, window_open=True)
-    assert (tick.act, "2 moves of an earlier tick" in tick.reason) == (False, True)
+    assert (tick.act, "2 moves of an earlier rebalancing" in tick.reason) == (False, True)
 
 
 @pytest.mark.parametrize(
     ("evacuating", "window_open", "said"),
-    [(True, True, "an evacuation needs the slots"), (False, False, "no maintenance window is open")],
+    [(True, True, "an evacuation or a restore needs the slots"), (False, False, "no maintenance window is open")],
 )
 def test_a_tick_never_acts_while_somebody_needs_the_slots_or_out_of_hours(
     evacuating: bool, window_open: bool, said: str

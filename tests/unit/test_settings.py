@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config.errors import SettingsError
+from config.errors import MessageError, SettingsError
 from config.settings import (
     DEFAULT_FILE,
     KEYS,
@@ -22,8 +22,12 @@ from config.settings import (
     load_settings,
     memory_total,
 )
+from tasks.messages import Rebalance
+from tasks.planning.rebalancing import Policy
+from tasks.scheduled import policy_of
 
 SECRET = "geheim"
+POLICY = "[rebalance.nightly]\ncron = '0 2 * * *'\n"
 
 
 @pytest.fixture
@@ -132,6 +136,23 @@ def test_units_are_understood_in_files_and_variables(file: Path) -> None:
         ("[rdma]\nport = true", ["rdma.port", "true and false mean nothing"]),
         ("[rdma]\ngid_index = -1", ["rdma.gid_index", "greater than or equal to 0"]),
         ("[rdma]\ngid-index = 1", ["'rdma.gid-index'", "did you mean rdma.gid_index?"]),
+        ("[rebalance]\ncron = '0 2 * * *'", ["rebalance.cron", "write [rebalance.NAME]"]),
+        ("[rebalance.nightly]", ["rebalance.nightly.cron", "Field required"]),
+        ("[rebalance.'a b']\ncron = '0 2 * * *'", ["'a b' cannot name a policy"]),
+        ("[rebalance.'']\ncron = '0 2 * * *'", ["'' cannot name a policy"]),
+        (POLICY + "treshold = 0.2", ["'rebalance.nightly.treshold'", "did you mean rebalance.nightly.threshold?"]),
+        (
+            POLICY + "target = 0.1",
+            ["[rebalance.nightly], from the file", "the target, 0.1, is not below the threshold"],
+        ),
+        (POLICY + "threshold = 0.05", ["[rebalance.nightly]", "the target, 0.06, is not below the threshold, 0.05"]),
+        (POLICY + "hold = 0", ["rebalance.nightly.hold", "greater than or equal to 1"]),
+        (POLICY + "hold = true", ["rebalance.nightly.hold", "true and false mean nothing"]),
+        (POLICY + "cool_down = 'long'", ["rebalance.nightly.cool_down", "30s, 5m, 1h"]),
+        (POLICY + "windows = '22:00-05:00'", ["rebalance.nightly.windows", "a list of words"]),
+        (POLICY + "windows = ['22:00']", ["rebalance.nightly.windows", "'22:00' is no window"]),
+        (POLICY + "timezone = 'Berlin'", ["rebalance.nightly.timezone", "Europe/Berlin"]),
+        ("[rebalance.nightly]\ncron = '0 25 * * *'", ["rebalance.nightly.cron", "its hour is wrong"]),
     ],
 )
 def test_a_wrong_file_is_told_which_key_and_what_to_write(text: str, says: list[str], file: Path) -> None:
@@ -324,3 +345,35 @@ def test_the_memory_of_this_machine_is_known() -> None:
 def test_every_key_has_exactly_one_variable() -> None:
     assert {"redis.url", "host.name", "history.retention"} <= KEYS
     assert all(key.count(".") == 1 for key in KEYS)
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+def test_policies_are_read_from_the_file_and_stay_out_of_the_environment(file: Path) -> None:
+    text = POLICY + "windows = ['Sat,Sun 00:00-06:00']\ncool_down = '2h'\n[rebalance.'lunch.1']\ncron = '0 12  * * *'\n"
+    settings = load(text, file=file)
+    assert list(settings.rebalance) == ["nightly", "lunch.1"]
+    nightly = settings.rebalance["nightly"]
+    assert (nightly.cron, nightly.windows, nightly.cool_down) == ("0 2 * * *", ("Sat,Sun 00:00-06:00",), 7200)
+    assert settings.rebalance["lunch.1"].cron == "0 12 * * *"
+    assert settings.shown()["rebalance"]["nightly"]["timezone"] == "UTC"
+    assert not [name for name in settings.environment() if "REBALANCE" in name]
+    assert load_settings(environment=settings.environment()).rebalance == {}
+    assert "There is no setting" in refusal(env={"DROVEWAY_REBALANCE__NIGHTLY__CRON": "* * * * *"}, file=file)
+
+
+def test_a_policy_of_which_only_its_calendar_is_set_is_what_planning_does_by_default(file: Path) -> None:
+    assert policy_of(load(POLICY, file=file).rebalance["nightly"]) == Policy()
+
+
+def test_a_message_carries_all_that_a_policy_says(file: Path) -> None:
+    text = POLICY + "windows = ['22:00-05:00']\ntimezone = 'Europe/Berlin'\nhold = 2\n"
+    terms = load(text, file=file).rebalance["nightly"]
+    body = json.loads(json.dumps(Rebalance(policy="nightly", terms=terms, expires=100.0).to_json()))
+    assert Rebalance.read(body, 99.0).terms == terms
+    with pytest.raises(MessageError, match="expired 1 s ago"):
+        Rebalance.read(body, 101.0)
+    for harm in ({"cron": "0 25 * * *"}, {"threshold": 0.01}, {"windows": ["never"]}, {"unknown": 1}):
+        with pytest.raises(MessageError, match="malformed at 'terms"):
+            Rebalance.read(body | {"terms": body["terms"] | harm}, 99.0)

@@ -33,6 +33,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     job:J:guests            hash    G → how it stands                     steps; as the job
     job:J:moves             hash    M that it asked for → G               submit; as the job
     job:J:turn              string  somebody has just taken a step of it  whoever takes steps; after seconds
+    policy:P                hash    what was judged of a policy last      ticks; never (one small hash a policy)
 """
 
 from dataclasses import dataclass
@@ -135,3 +136,7 @@ class Keys:
     def job_moves(self, job: str) -> str:
         """Every migration that a job asked for."""
         return f"{self.prefix}job:{job}:moves"
+
+    def policy(self, policy: str) -> str:
+        """What was judged of a policy by which guests are spread out."""
+        return f"{self.prefix}policy:{policy}"

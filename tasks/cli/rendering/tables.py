@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from config.capabilities import CAPABILITIES, PARAMETERS
+from config.settings import RebalanceSettings
 from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
-from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Obstacle, Pin
+from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Obstacle, Pin, PolicyRecord
 from workers.guests.local import LocalGuest
 from workers.pairing.contract import Side
 
@@ -214,6 +215,24 @@ def pins(found: Sequence[Pin]) -> RenderableType:
     for each in found:
         kept = "takes no guests" if each.kept is Kept.CORDON else str(each.kept)
         made.add_row(kept, each.name, _moment(each.since), _moment(each.expires), Text(each.reason))
+    return made
+
+
+def policies(found: Mapping[str, RebalanceSettings], records: Mapping[str, PolicyRecord], now: float) -> RenderableType:
+    """Those that spread guests out, one line each; times in this machine's time zone, as everywhere."""
+    made = table("POLICY", "CRON", "NEXT DUE", "NOW", ">IMBALANCE", ">TICKS ABOVE", "JUDGED", "WHAT CAME OF IT")
+    for name, terms in found.items():
+        record, calendar = records[name], terms.calendar
+        made.add_row(
+            name,
+            f"{terms.cron} {terms.timezone}",
+            _moment(calendar.next(now)),
+            "may act" if calendar.open(now) else Text("window closed", style="yellow"),
+            f"{record.imbalance:.3f}" if record.judged else NOTHING,
+            f"{record.over}/{terms.hold}",
+            _moment(record.judged or None),
+            Text(record.reason or "it was not looked at yet"),
+        )
     return made
 
 
