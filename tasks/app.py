@@ -24,7 +24,7 @@ from tasks.bell import Bell, MessageBell, Send
 from tasks.checks import Checks, Examiner
 from tasks.host import HostService, Offered
 from tasks.ledger.ledger import Ledger
-from tasks.messages import Message, Rebalance
+from tasks.messages import DOORBELL_LIFETIME, Message, Rebalance
 from tasks.migrate import Tasks
 from tasks.queues import served_by
 from tasks.records import LocalGuest
@@ -111,8 +111,10 @@ def beat_service(settings: Settings) -> Service:
     calendars = {name: terms.calendar for name, terms in settings.rebalance.items()}
 
     def body_of(policy: str) -> dict[str, Any]:
-        """Good until the policy is due again."""
-        expires = calendars[policy].next(time.time())
+        """Good until the policy is due again, and not for longer than an hour: what was asked for at two in the night
+        is not made up for at noon, when a worker or the beat itself wakes up."""
+        calendar, now = calendars[policy], time.time()
+        expires = min(calendar.next(now), calendar.due(now) + DOORBELL_LIFETIME)
         return Rebalance(policy=policy, terms=settings.rebalance[policy], expires=expires).to_json()
 
     app = make_app(settings)

@@ -41,6 +41,8 @@ def tick(ledger: Ledger, bell: Bell, message: Rebalance) -> None:
     """
     now = ledger.now()
     due = message.terms.calendar.due(now + EARLY)
+    # A beat that is ahead means its due moment: else a window that opens with it would still be closed, every night.
+    now = max(now, due)
     while (before := ledger.policies([message.policy])[message.policy]).due < due:
         jobs = [record for job in ledger.open_jobs() if (record := ledger.find_job(job))]
         cluster = ledger.cluster()

@@ -109,6 +109,17 @@ def test_each_due_moment_is_a_message_that_is_good_until_the_next(own_redis_serv
     assert (read.policy, read.terms.hold) == ("secondly", 7)
 
 
+def test_what_was_due_hours_ago_is_not_made_up_for() -> None:
+    """Neither by a worker that comes back at noon, nor by a beat that was suspended over the due moment."""
+    text = {"cron": "0 2 * * *", "timezone": "UTC"}
+    settings = load_settings(Path(os.devnull), {}).model_copy(
+        update={"rebalance": {"nightly": RebalanceSettings.model_validate(text)}}
+    )
+    (body_of,) = beat_service(settings).scheduler.schedule["nightly"].args
+    now = time.time()
+    assert body_of()["expires"] == now // 86_400 * 86_400 + (3 if now % 86_400 >= 7200 else -21) * 3600
+
+
 @pytest.mark.thorough
 def test_two_beats_and_a_worker_judge_each_minute_once(
     file: Path, tmp_path: Path, own_redis_server: RedisServer

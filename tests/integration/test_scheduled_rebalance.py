@@ -204,6 +204,13 @@ def test_nothing_is_asked_for_out_of_the_window_and_the_hold_is_kept_until_it_op
     assert ticked(ledger, said, 2).job is not None
 
 
+def test_a_beat_that_is_ahead_finds_the_window_open_that_opens_with_the_due_moment(ledger: Clocked) -> None:
+    ledger.ahead += 22 * 3600 - ledger.now() % DAYS + DAYS - 0.5
+    tick(ledger, BELL, message(cron="0 22 * * *", windows=["22:00-05:00"], hold=1, most_moves=4))
+    (job,) = ledger.jobs()
+    assert (job.asked.deadline or 0) > ledger.now() + 60
+
+
 def test_what_a_policy_asks_for_does_not_outlast_its_window(ledger: Clocked) -> None:
     ledger.ahead += 12 * 3600 - ledger.now() % DAYS + DAYS + 20  # noon
     ticked(ledger, message(hold=1, windows=["12:00-12:05"]))
