@@ -11,6 +11,7 @@ demo-vm: setup .lab/.installed ## the same with a virtual machine, its console s
 	.venv/bin/droveway demo --vm $(ARGS)
 
 test: setup .lab/.installed check ## install, then run every test (pass more to pytest with ARGS="-k worry")
+	ops/scripts/browser-setup
 	$(PYTHON) -m pytest $(ARGS)
 
 lab: export LAB_RUN := $(value RUN)

@@ -32,6 +32,7 @@ _COMMANDS = {
     "list": "Migrations, the latest first.",
     "history": "Evacuations, rebalancings and restores, the latest first.",
     "show": "Everything about one migration or job.",
+    "report": "One migration or job as a page that can be kept, sent, and read without a network.",
     "hosts": "The hosts of the fleet, and what they have left.",
     "inventory": "The fleet as plans see it, as a text that can be kept and read again.",
     "cordon": "Let no guest come to a host any more.",

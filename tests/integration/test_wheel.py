@@ -25,7 +25,7 @@ def test_the_wheel_has_every_module_and_every_script(tmp_path: Path) -> None:
     wanted = {
         str(path.relative_to(ROOT))
         for folder in FOLDERS
-        for pattern in ("*.py", "*.lua")
+        for pattern in ("*.py", "*.lua", "*.j2")
         for path in (ROOT / folder).rglob(pattern)
     }
     assert wanted <= packed, sorted(wanted - packed)

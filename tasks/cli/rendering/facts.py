@@ -10,7 +10,7 @@ from tasks.records import MigrationRecord, SideRecord
 
 #: Spans of the source's mover, in the order in which they are shown. Registration is what the transfer waited for it,
 #: a part of the survey under rdma-pin-all and of the bulk round without.
-SPANS = ("pairing", "survey", "registration", "bulk", "rounds", "downtime", "deregistration", "total")
+SPANS = ("pairing", "links", "survey", "registration", "bulk", "rounds", "downtime", "deregistration", "total")
 
 
 @dataclass(frozen=True, slots=True)
