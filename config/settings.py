@@ -349,6 +349,16 @@ class RebalanceSettings(_Concern):
         return Calendar(self.cron, tuple(read_window(each) for each in self.windows), read_zone(self.timezone))
 
 
+class ExporterSettings(_Concern):
+    """The fleet's metrics (`droveway exporter`)."""
+
+    #: Where it listens. Loopback by default, as everything.
+    address: IPvAnyAddress = IPv4Address("127.0.0.1")
+    port: Annotated[int, Field(ge=1, le=65535)] = 9643
+    #: Redis is read at most once in so long, however many scrape.
+    interval: Seconds = 5
+
+
 class Settings(_Concern):
     """Everything that is set."""
 
@@ -358,6 +368,7 @@ class Settings(_Concern):
     tls: TlsSettings = Field(default_factory=TlsSettings)
     rdma: RdmaSettings = Field(default_factory=RdmaSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
+    exporter: ExporterSettings = Field(default_factory=ExporterSettings)
     #: Policies by name, from the file alone: `droveway beat` tells the workers what they say.
     rebalance: Mapping[str, RebalanceSettings] = Field(default_factory=dict)
 

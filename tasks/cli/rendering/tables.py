@@ -18,6 +18,8 @@ from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Obstacle, Pin, PolicyRecord
 from workers.guests.local import LocalGuest
+from workers.metrics.document import shown_name
+from workers.metrics.names import Metric
 from workers.pairing.contract import Side
 
 _LABELS = {
@@ -176,6 +178,19 @@ def _sides(facts: Facts) -> RenderableType:
 
 
 # --- the fleet --------------------------------------------------------------------------------------------------------
+
+
+def metrics(shown: Mapping[str, Iterable[Metric]]) -> RenderableType:
+    """One line each, by who shows them."""
+    made = table("METRIC", "KIND", "LABELS", "WHAT IT SAYS")
+    for where, those in shown.items():
+        made.add_section()
+        made.add_row(Text(where, style="bold"), "", "", "")
+        for metric in those:
+            made.add_row(
+                shown_name(metric), str(metric.kind), ", ".join(name for name, _ in metric.labels), metric.meaning
+            )
+    return made
 
 
 def hosts(fleet: Fleet) -> RenderableType:
