@@ -63,7 +63,7 @@ def test_prometheus_runs_every_rule_without_an_error(seen: Watched) -> None:
     assert [rule for rule in rules if rule["health"] != "ok"] == []
 
 
-COMMAND = re.compile(r"^    droveway ([a-z-]+)", re.MULTILINE)
+COMMAND = re.compile(r"^ {4,}droveway ([a-z-]+)", re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted((OPS / "runbooks").glob("*.md")), ids=lambda path: path.stem)

@@ -7,10 +7,17 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from ops.grafana.dashboards import fleet, runbooks
+from ops.grafana.dashboards import celery_redis, evacuation, fleet, migration, rdma, runbooks
 
 FOLDER = Path(__file__).parents[1] / "provisioning" / "dashboards"
-DASHBOARDS = (fleet.dashboard, runbooks.dashboard)
+DASHBOARDS = (
+    fleet.dashboard,
+    evacuation.dashboard,
+    migration.dashboard,
+    rdma.dashboard,
+    celery_redis.dashboard,
+    runbooks.dashboard,
+)
 
 
 def written() -> dict[str, str]:

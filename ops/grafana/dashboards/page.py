@@ -72,6 +72,24 @@ class Query:
     legend: str = ""
 
 
+#: How far back quantiles and means look: migrations are too few for less.
+WINDOW = "15m"
+
+
+def quantiles(metric: str, selector: str = "", by: str = "", of: tuple[float, ...] = (0.5, 0.95)) -> list[Query]:
+    """Quantiles of a histogram over the last WINDOW; `by` a label to be told apart."""
+    labels = f"le, {by}" if by else "le"
+    rates = f"sum by ({labels}) (rate({metric}_bucket{selector}[{WINDOW}]))"
+    name = f"{{{{{by}}}}} " if by else ""
+    return [Query(f"histogram_quantile({each}, {rates})", f"{name}p{each * 100:g}") for each in of]
+
+
+def mean(metric: str, selector: str = "", by: str = "", legend: str = "mean") -> Query:
+    """The mean of a histogram's observations over the last WINDOW."""
+    parts = [f"sum by ({by}) (rate({metric}_{part}{selector}[{WINDOW}]))" for part in ("sum", "count")]
+    return Query(" / ".join(parts), legend)
+
+
 Panel = Timeseries | Stat
 Rows = Iterable[tuple[str, Iterable[Panel | Text]]]
 

@@ -1,0 +1,118 @@
+"""Hosts that are being emptied: how far, how long still, against which deadline, and who cannot leave."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from ops.grafana.dashboards.page import (
+    NEVER_SHOULD,
+    RATIO,
+    SECONDS,
+    WINDOW,
+    Panel,
+    Query,
+    figure,
+    lines,
+    page,
+    variable,
+)
+
+
+def dashboard() -> Dashboard:
+    """What to watch while hosts are emptied."""
+    rows = [("Progress", _progress()), ("What holds it up", _obstacles())]
+    jobs = variable("job", "Evacuation", "label_values(droveway_evacuation_guests, job)")
+    return page(
+        "droveway-evacuation",
+        "Evacuation",
+        "Evacuations that are under way; those that ended are in `droveway history` and `droveway report`.",
+        rows,
+        [jobs],
+    )
+
+
+def _progress() -> list[Panel]:
+    guests = 'sum by (job) (droveway_evacuation_guests{job=~"$job"})'
+    done = 'sum by (job) (droveway_evacuation_guests{job=~"$job", fate=~"moved|gone"})'
+    return [
+        figure(
+            "Under way",
+            "Evacuations that have not ended.",
+            Query("count(count by (job) (droveway_evacuation_guests)) or vector(0)"),
+        ),
+        figure(
+            "Hosts closed to guests",
+            "Hosts that are cordoned, for an evacuation or by somebody.",
+            Query("sum(droveway_host_cordoned)"),
+        ),
+        figure(
+            "Least time to a deadline",
+            "Of the evacuations shown that have a deadline: seconds left, less what they are estimated to need still.",
+            Query(
+                'min(droveway_evacuation_deadline_seconds{job=~"$job"} - droveway_evacuation_eta_seconds{job=~"$job"})'
+            ),
+            unit=SECONDS,
+            steps=((None, "red"), (0, "green")),
+            runbook="evacuation-behind-deadline",
+            nothing="no deadline",
+        ),
+        figure(
+            "Guests that cannot leave",
+            "Guests of hosts that are being emptied whom a rule keeps where they are.",
+            Query("sum(droveway_guests_not_evacuable)"),
+            steps=NEVER_SHOULD,
+            runbook="guest-not-evacuable",
+        ),
+        lines(
+            "Done",
+            "Share of each evacuation's guests that have moved or are gone.",
+            Query(f"{done} / {guests}", "{{job}}"),
+            unit=RATIO,
+        ),
+        lines(
+            "Guests, by fate",
+            "What has become of the guests of the evacuations shown.",
+            Query('sum by (fate) (droveway_evacuation_guests{job=~"$job"})', "{{fate}}"),
+            stacked=True,
+        ),
+        lines(
+            "Time still needed, and left",
+            "The estimate of what is still to move, and the time to the deadline where one was given.",
+            Query('droveway_evacuation_eta_seconds{job=~"$job"}', "{{job}} needs"),
+            Query('droveway_evacuation_deadline_seconds{job=~"$job"}', "{{job}} has"),
+            unit=SECONDS,
+            runbook="evacuation-behind-deadline",
+        ),
+    ]
+
+
+def _obstacles() -> list[Panel]:
+    return [
+        lines(
+            "Guests that cannot leave, by reason",
+            "A pin, no room elsewhere, a host that nobody speaks for: `droveway show JOB` has the sentence for each"
+            " guest.",
+            Query("sum by (reason) (droveway_guests_not_evacuable)", "{{reason}}"),
+            stacked=True,
+            runbook="guest-not-evacuable",
+        ),
+        lines(
+            "Moves that failed, by reason",
+            f"Of any kind, within {WINDOW}. A guest is tried elsewhere up to three times.",
+            Query(
+                f'sum by (reason) (increase(droveway_migrations_total{{state="failed"}}[{WINDOW}])) > 0', "{{reason}}"
+            ),
+            stacked=True,
+        ),
+        lines(
+            "Waiting, by what for",
+            "Moves that are asked for and not admitted yet.",
+            Query("sum by (reason) (droveway_migrations_waiting)", "{{reason}}"),
+            stacked=True,
+        ),
+        lines(
+            "Jobs kept, by end",
+            "Evacuations, rebalancings and restores in the record, by how they ended or that they run.",
+            Query("sum by (kind, state) (droveway_jobs)", "{{kind}} {{state}}"),
+        ),
+    ]
