@@ -32,6 +32,7 @@ from workers.guests.load import Loads
 from workers.guests.local import LocalGuests
 from workers.guests.qemu.cpu_models import CpuModels
 from workers.metrics.exporter import Exporter
+from workers.metrics.page import Pulse, Recent
 from workers.pairing.contract import Side
 from workers.pairing.redis import RedisPairing
 from workers.registration.limits import lock_limit
@@ -40,6 +41,9 @@ from workers.transports.open import kinds
 
 #: Seconds between two heartbeats, as a part of the lease: two may be lost before anybody looks.
 _BEATS_PER_LEASE = 3
+#: Leases without a tick after which a worker is ill. Redis may be away for longer than one, and each call that finds it
+#: away ends by its time-out.
+_STANDS_STILL = 4
 #: Seconds before a consumer that ended on its own is started again.
 _BEFORE_SERVING_AGAIN = 1.0
 #: Workers have nothing to tell each other through Celery: claims and cancels are in the record.
@@ -76,11 +80,14 @@ def run_worker(settings: Settings, side: Side, mover: Sequence[str] = MOVER) -> 
     with closing(Ledger(settings)) as ledger, closing(Checks(settings)) as checks:
         bell = MessageBell(_sender(app, settings))
         host = host_service(settings, side, ledger, bell, metrics, mover)
+        pulse = Pulse(f"the {side} worker's tick", _STANDS_STILL * settings.worker.lease)
+        host.ticked = pulse.beat
         guests = LocalGuests(settings.host.state_dir, settings.host.ram_dir)
         examiner = Examiner(settings.host.name, side, guests, checks)
         _register(app, Tasks(ledger, bell, host, metrics, examiner.answer))
         port = settings.host.metrics_source_port if side is Side.SOURCE else settings.host.metrics_destination_port
-        stop_page = metrics.serve(settings.host.metrics_listen, port) if port else lambda: None
+        ready = Recent(ledger.now)
+        stop_page = metrics.serve(settings.host.metrics_listen, port, pulse, ready) if port else lambda: None
         try:
             host.start()
             return _consume(app, settings, side, host)

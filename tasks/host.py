@@ -105,6 +105,8 @@ class HostService:
     reconcile_interval: float
     #: What is offered of these, as far as it is known now; it answers at once.
     cpu_models: Callable[[], Collection[str]] = frozenset
+    #: Called with each tick: a worker whose ticks end is ill.
+    ticked: Callable[[], object] = lambda: None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _lock: int = -1
@@ -199,6 +201,7 @@ class HostService:
     def _tick(self) -> None:
         beaten, looked = -math.inf, time.monotonic()
         while True:
+            self.ticked()
             if time.monotonic() - beaten >= self.heartbeat_interval:
                 beaten = time.monotonic()
                 self._safely("heartbeat", self.beat)

@@ -91,7 +91,8 @@ class Supervisor:
         job = attempt.job()
         if not attempt.started() and not self._begin(attempt, job):
             return
-        self.metrics.began(job.side)
+        name = attempt.directory.name
+        self.metrics.began(job.side, name)
         try:
             self._follow(attempt, job)
             if self._stopping.is_set():
@@ -105,7 +106,7 @@ class Supervisor:
                 self.metrics.ended(job.side, status)
                 attempt.remove()
         finally:
-            self.metrics.left(job.side)
+            self.metrics.left(job.side, name)
         self.finished()
 
     def _begin(self, attempt: Attempt, job: Job) -> bool:
@@ -137,6 +138,7 @@ class Supervisor:
     def _carry(self, attempt: Attempt, job: Job, told: _Told) -> None:
         """One look: progress and lease to the record, the wish to cancel to the mover. Redis may be away."""
         status = attempt.status()
+        self.metrics.saw(job.side, attempt.directory.name, status)
         changed = status != told.status
         try:
             answer, state = self.ledger.renew(job.ticket, status if changed else None)

@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,11 @@ class Status:
     outcome: str | None = None
     reason: str | None = None
     message: str | None = None
-    #: Seconds per finished span: pairing, registration, bulk, rounds, downtime, deregistration, total.
+    #: Seconds per finished span: pairing, registration, bulk, rounds, downtime, deregistration, total; at the
+    #: destination `guest_gap`, for which the guest itself did not run, where it can say so.
     seconds: Mapping[str, float] = field(default_factory=dict)
-    #: One entry per finished round: index, kind, bytes, seconds, dirty bytes found after it, verdict and its reason.
+    #: One entry per finished round: index, kind, bytes, sent, seconds; of all but the last: dirty (bytes found after
+    #: it), dirty_rate (bytes/s), at (seconds since the bulk round began), expected_downtime, verdict and its reason.
     rounds: tuple[Mapping[str, Any], ...] = ()
     #: total, transferred, remaining, skipped as zero, registered.
     bytes: Mapping[str, int] = field(default_factory=dict)
@@ -97,6 +99,8 @@ class Status:
     rates: Mapping[str, float] = field(default_factory=dict)
     #: What was agreed and chosen, with reasons: transport, channels, chunk size, tracker, policy, fall-backs.
     choices: Mapping[str, Any] = field(default_factory=dict)
+    #: At the source, once its link is closed: the transport's `kind`, and its `Figures`.
+    transport: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Attempt:
@@ -211,7 +215,9 @@ class Attempt:
         if document is None:
             return Status()
         document["rounds"] = tuple(document.get("rounds", ()))
-        return Status(**document)
+        # A mover of a newer release, whose worker was replaced by an older one, may say more than is known here.
+        known = {each.name for each in fields(Status)}
+        return Status(**{name: value for name, value in document.items() if name in known})
 
     def report(self, status: Status) -> None:
         """Replace what is said (the mover, and reconcile after it)."""

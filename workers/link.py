@@ -74,7 +74,10 @@ def link_as_source(migration: Migration, guest: Guest, ram: Ram, not_from_outsid
             migration.pairing.publish(encode(mine))
             theirs = decode(migration.pairing.await_offer(migration.settings.worker.pairing_timeout))
             link = _connect(migration, opened.endpoints, mine, theirs)
-        yield link
+        try:
+            yield link
+        finally:
+            migration.progress.merge("transport", {"kind": link.endpoint.kind, **link.endpoint.figures().to_json()})
 
 
 def await_source(migration: Migration) -> Offer:

@@ -219,7 +219,7 @@ def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> 
         return dirty
 
     def observe(round_: Round, dirty: RangeTable, verdict: Verdict) -> None:
-        _report(migration, round_, dirty, verdict, found_in)
+        _report(migration, round_, dirty, verdict, found_in, time.monotonic() - began)
 
     ending = run_rounds(populated, send, collect, _judge(migration, ram), observe, lambda: time.monotonic() - began)
     migration.timeline.add("registration", registrar.waited)
@@ -247,13 +247,14 @@ def _judge(migration: Migration, ram: Ram) -> Callable[[tuple[Round, ...], tuple
 
 
 def _report(
-    migration: Migration, round_: Round, dirty: RangeTable | None, verdict: Verdict | None, found_in: float
+    migration: Migration, round_: Round, dirty: RangeTable | None, verdict: Verdict | None, found_in: float, at: float
 ) -> None:
-    """One line of the report per round; `found_in` is the time in which `dirty` was written, in seconds."""
+    """One line of the report per round. Seconds: `found_in`, in which `dirty` was written; `at`, since the first."""
     entry = round_.to_json()
     if dirty is not None and verdict is not None:
         rate = dirty.size / found_in if found_in else 0.0
-        entry |= {"dirty": dirty.size, "verdict": verdict.ruling.value, "reason": verdict.reason}
+        entry |= {"dirty": dirty.size, "dirty_rate": rate, "at": at, "expected_downtime": verdict.expected_downtime}
+        entry |= {"verdict": verdict.ruling.value, "reason": verdict.reason}
         migration.progress.merge("rates", {"dirty": rate, "expected_downtime": verdict.expected_downtime})
         migration.progress.merge("bytes", {"remaining": dirty.size})
     status = migration.progress.status
@@ -287,7 +288,7 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
             point("source.saved")
             handover.await_ready(state.completed)
             handover.await_taken()
-    _report(migration, final, None, None, 0.0)
+    _report(migration, final, None, None, 0.0, 0.0)
 
 
 def _send_state(talk: Conversation, piece: bytes) -> None:

@@ -132,6 +132,10 @@ class Guest(Protocol):
         """The QMP command by which `protect` waits for block I/O; empty where it has none, or was not called yet."""
         ...
 
+    def felt_gap(self) -> float | None:
+        """Seconds for which it did not run during its last move, by its own clock; None where it cannot say."""
+        ...
+
     def outgoing_state(self, send: Send) -> AbstractContextManager[OutgoingState]:
         """Make ready to hand device state over; the guest runs on. `stop`, then `save`, within the context."""
         ...

@@ -36,6 +36,9 @@ QUIT_SECONDS = 5.0
 #: Reading and comparing everything: about 1 s/GiB on an idle host, 5 to be safe on a busy one.
 CHECK_SECONDS_PER_GIB = 5.0
 
+#: Seconds for the first tick after a move, which comes every millisecond.
+_FIRST_TICK = 0.2
+
 _T = TypeVar("_T")
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,6 +165,13 @@ class MemoryGuest:
         seconds = ANSWER_SECONDS + CHECK_SECONDS_PER_GIB * self.spec.memory / (1 << 30) * full
         report: dict[str, Any] = self._ask("query-oracle", {"full": full}, seconds).value
         return report
+
+    def felt_gap(self) -> float | None:
+        """By its ticks; asked right after the move it may not have ticked yet, which is waited for."""
+        until = time.monotonic() + _FIRST_TICK
+        while (gap := self.query_oracle()["move_gap_seconds"]) is None and time.monotonic() < until:
+            time.sleep(0.005)
+        return None if gap is None else float(gap)
 
     def reset_gap(self) -> None:
         """Count the longest gap from now on."""

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
-from config.errors import HostError
 from workers.attempt import Status
 from workers.metrics import names
 from workers.metrics.names import Kind, Metric
+from workers.metrics.page import Check, serve, well
+from workers.metrics.tally import Tally
 from workers.pairing.contract import Side
+from workers.protocol import VERSION
+from workers.registration.limits import lock_limit
+
+#: Rounds below this many bytes say more about latency than about the link.
+_TELLING_BYTES = 4 << 20
+#: Told from what is at hand when somebody looks, never counted up and down: a gauge of these is never stale.
+_LOOKED_UP = (names.IN_FLIGHT, names.REGISTERED, names.WORK_REQUEST)
 
 
 class Exporter:
@@ -21,15 +34,24 @@ class Exporter:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._made = {metric: _make(metric, self.registry) for metric in names.ALL}
+        self._made = {metric: _make(metric, self.registry) for metric in names.WORKER if metric not in _LOOKED_UP}
+        self._made[names.BUILD].labels(version("droveway"), str(VERSION)).set(1)
+        limit = lock_limit()
+        self._made[names.PINNED_LIMIT].set(math.inf if limit is None else limit)
+        self._present = _Present()
+        self.registry.register(self._present)
 
-    def began(self, side: Side) -> None:
+    def began(self, side: Side, attempt: str) -> None:
         """A mover is supervised from now on."""
-        self._made[names.IN_FLIGHT].labels(side).inc()
+        self._present.saw(side, attempt, Status())
 
-    def left(self, side: Side) -> None:
+    def saw(self, side: Side, attempt: str, status: Status) -> None:
+        """What the mover said last."""
+        self._present.saw(side, attempt, status)
+
+    def left(self, side: Side, attempt: str) -> None:
         """It no longer is."""
-        self._made[names.IN_FLIGHT].labels(side).dec()
+        self._present.left(side, attempt)
 
     def waited(self, seconds: float) -> None:
         """An admitted migration reached its source."""
@@ -41,15 +63,63 @@ class Exporter:
             if phase in names.PHASES:
                 self._made[names.PHASE].labels(side, phase).observe(seconds)
         if side is not Side.SOURCE:
+            if "guest_gap" in status.seconds:
+                self._made[names.GUEST_GAP].observe(status.seconds["guest_gap"])
             return
         reason = status.reason or "none"
         state = str(status.outcome)
         self._made[names.MIGRATIONS].labels(state, reason if reason in names.REASONS else "other").inc()
         self._made[names.TRANSFERRED].inc(status.bytes.get("transferred", 0))
+        for entry in status.rounds:
+            self._round(entry)
+        self._waits(status)
+        self._transport(status.transport)
         if state == "completed":
             self._made[names.ROUNDS].observe(len(status.rounds))
-            if "downtime" in status.seconds:
-                self._made[names.DOWNTIME].observe(status.seconds["downtime"])
+            self._downtime(status)
+
+    def _round(self, entry: Mapping[str, Any]) -> None:
+        kind, sent, seconds = entry.get("kind"), entry.get("sent", 0), entry.get("seconds", 0)
+        if kind in names.SENT:
+            self._made[names.SENT_BYTES].labels(kind).inc(sent)
+            self._made[names.SENT_BYTES].labels("zero-skipped").inc(max(0, entry.get("bytes", sent) - sent))
+        rate = sent / seconds if seconds else 0.0
+        telling = sent >= _TELLING_BYTES and rate > 0
+        if telling:
+            self._made[names.THROUGHPUT].observe(rate)
+        if (dirty := entry.get("dirty_rate")) is not None:
+            self._made[names.DIRTY_RATE].observe(dirty)
+            if telling:
+                self._made[names.CONVERGENCE].observe(dirty / rate)
+
+    def _waits(self, status: Status) -> None:
+        if "links" in status.seconds:
+            self._made[names.LINKS_WAIT].observe(status.seconds["links"])
+        policy = status.choices.get("policy")
+        if policy in names.POLICIES and "registration" in status.seconds:
+            self._made[names.REGISTRATION_WAIT].labels(policy).observe(status.seconds["registration"])
+
+    def _transport(self, said: Mapping[str, Any]) -> None:
+        """Only of a link that carried memory: where QEMU moved a guest itself, ours had nothing to do."""
+        kind = said.get("kind")
+        if kind not in names.TRANSPORTS:
+            return
+        if said.get("in_flight_peak"):
+            self._present.worked(kind, said.get("work", {}))
+            self._made[names.PEAK_IN_FLIGHT].labels(kind).observe(said["in_flight_peak"])
+        for status, count in said.get("failed", {}).items():
+            known = status if status in names.COMPLETIONS else "unknown"
+            self._made[names.FAILED_COMPLETIONS].labels(known).inc(count)
+        if kind == "tcp":
+            self._made[names.RETRIES].labels(kind).inc(said.get("resent") or 0)
+
+    def _downtime(self, status: Status) -> None:
+        if (took := status.seconds.get("downtime")) is None:
+            return
+        self._made[names.DOWNTIME].observe(took)
+        if expected := status.rates.get("expected_downtime"):
+            self._made[names.EXPECTED_DOWNTIME].observe(expected)
+            self._made[names.DOWNTIME_RATIO].observe(took / expected)
 
     def duplicate(self, side: Side) -> None:
         """A doorbell rang for what was taken up already."""
@@ -67,22 +137,44 @@ class Exporter:
         """What /metrics shows."""
         return generate_latest(self.registry).decode()
 
-    def serve(self, address: str, port: int) -> Callable[[], None]:
-        """Serve /metrics; the function returned ends that. Raises HostError when the port cannot be had."""
-        try:
-            server, thread = start_http_server(port, address, registry=self.registry)
-        except OSError as error:
-            raise HostError(
-                f"/metrics cannot listen on {address}:{port} ({error.strerror}): give it another port, or 0 for "
-                "none, with host.metrics_source_port and host.metrics_destination_port."
-            ) from None
+    def serve(self, address: str, port: int, healthy: Check = well, ready: Check = well) -> Callable[[], None]:
+        """Serve /metrics, /healthz and /readyz; the function returned ends that. Raises HostError: no such port."""
+        setting = "host.metrics_source_port and host.metrics_destination_port"
+        return serve(address, port, self.registry, healthy, ready, setting)
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
-        return stop
+class _Present(Collector):
+    """What is told from lists: the movers that are supervised now, and what transports counted by themselves."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._movers: dict[tuple[Side, str], Status] = {}
+        self._work = {kind: Tally(names.WORK_REQUEST.buckets) for kind in names.TRANSPORTS}
+
+    def saw(self, side: Side, attempt: str, status: Status) -> None:
+        with self._lock:
+            self._movers[side, attempt] = status
+
+    def left(self, side: Side, attempt: str) -> None:
+        with self._lock:
+            self._movers.pop((side, attempt), None)
+
+    def worked(self, kind: str, said: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._work[kind].add(said)
+
+    def collect(self) -> Iterable[GaugeMetricFamily | HistogramMetricFamily]:
+        movers = GaugeMetricFamily(names.IN_FLIGHT.name, names.IN_FLIGHT.help, labels=["side"])
+        registered = GaugeMetricFamily(names.REGISTERED.name, names.REGISTERED.help, labels=["side"])
+        work = HistogramMetricFamily(names.WORK_REQUEST.name, names.WORK_REQUEST.help, labels=["transport"])
+        with self._lock:
+            for side in Side:
+                said = [status for (each, _), status in self._movers.items() if each is side]
+                movers.add_metric([side], len(said))
+                registered.add_metric([side], sum(status.bytes.get("registered", 0) for status in said))
+            for kind, tally in self._work.items():
+                work.add_metric([kind], tally.cumulative(), tally.sum)
+        return [movers, registered, work]
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:

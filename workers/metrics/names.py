@@ -1,13 +1,17 @@
 """Every metric: name, unit, meaning, what it leaves out. Pure. No label ever names a guest or a migration.
 
-All are of this worker since it started, about what it supervised: the source's worker counts migrations, each worker
-times its own side. Label values come from the closed lists here; whatever else turns up is counted as `other`.
+WORKER is what a worker shows: of itself since it started, about what it supervised; the source's worker counts
+migrations, each worker times its own side. FLEET is what `droveway exporter` reads from Redis: how things stand now.
+Label values come from the closed lists here, and whatever else turns up is counted as `other`; only hosts, releases and
+the jobs under way have names of their own, as many as there are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from workers.transports.figures import WORK_SECONDS
 
 
 class Kind(StrEnum):
@@ -20,7 +24,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `labels`: name → every value that it can have. `buckets` are upper bounds, in the metric's unit."""
+    """One metric. `labels`: name → every value that it can have; none listed: a host's, a release's, a job's name.
+
+    `buckets` are upper bounds, in the metric's unit, which stands at the end of the name; without one it is a number.
+    """
 
     name: str
     kind: Kind
@@ -37,6 +44,35 @@ class Metric:
 
 STATES = ("completed", "failed", "cancelled")
 SIDES = ("source", "destination")
+POLICIES = ("pin-all", "dynamic", "windowed")
+TRANSPORTS = ("tcp", "verbs")
+#: Of what a source sent or need not send. QEMU's XBZRLE, which would make a delta, is not spoken yet.
+SENT = ("bulk", "dirty", "final", "zero-skipped")
+#: How a completion can fail: `enum ibv_wc_status`, without the success.
+COMPLETIONS = (
+    "loc-len-err",
+    "loc-qp-op-err",
+    "loc-eec-op-err",
+    "loc-prot-err",
+    "wr-flush-err",
+    "mw-bind-err",
+    "bad-resp-err",
+    "loc-access-err",
+    "rem-inv-req-err",
+    "rem-access-err",
+    "rem-op-err",
+    "retry-exc-err",
+    "rnr-retry-exc-err",
+    "loc-rdd-viol-err",
+    "rem-inv-rd-req-err",
+    "rem-abort-err",
+    "inv-eecn-err",
+    "inv-eec-state-err",
+    "fatal-err",
+    "resp-timeout-err",
+    "general-err",
+    "unknown",
+)
 #: The error classes' words, the ledger's and settle's. A word that is new there is `other` until it is added here.
 REASONS = (
     "none",
@@ -90,6 +126,17 @@ _SHORT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 #: From what a demo needs to four hours.
 _LONG = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14400)
 
+_RATES = tuple(float(1 << shift) for shift in range(20, 36))  # 1 MiB/s to 32 GiB/s
+_BYTES = tuple(float(1 << shift) for shift in range(16, 31))  # 64 KiB to 1 GiB
+_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 1.5, 2.0, 5.0)
+
+BUILD = Metric(
+    "droveway_build_info",
+    Kind.GAUGE,
+    "Always 1: the release that runs here, and the version of what two movers say to each other.",
+    "the releases of movers that an earlier worker started",
+    (("version", ()), ("protocol", ())),
+)
 MIGRATIONS = Metric(
     "droveway_migrations",
     Kind.COUNTER,
@@ -160,15 +207,331 @@ LEASES_LOST = Metric(
     (("side", SIDES),),
 )
 
-ALL = (
+GUEST_GAP = Metric(
+    "droveway_guest_gap_seconds",
+    Kind.HISTOGRAM,
+    "Seconds for which a guest that came here did not run, by its own clock.",
+    "virtual machines, in which nothing of ours counts, and migrations that reconcile finished",
+    buckets=_SHORT,
+)
+SENT_BYTES = Metric(
+    "droveway_sent_bytes",
+    Kind.COUNTER,
+    "Bytes of guest memory of this host's migrations that ended, by round; zero-skipped: found zero, and not sent.",
+    "what a round that was cut off had sent, memory that no guest had touched, and the transport's own overhead",
+    (("kind", SENT),),
+)
+THROUGHPUT = Metric(
+    "droveway_throughput_bytes_per_second",
+    Kind.HISTOGRAM,
+    "Bytes/s that a finished round went over the wire at, surveying and digesting included.",
+    "rounds of less than 4 MiB, which tell of latency, and rounds that were cut off",
+    buckets=_RATES,
+)
+DIRTY_RATE = Metric(
+    "droveway_dirty_rate_bytes_per_second",
+    Kind.HISTOGRAM,
+    "Bytes/s that the guest had written anew when a round was over.",
+    "a page that was written more than once since the last look, which counts once",
+    buckets=(0.0, *_RATES),
+)
+CONVERGENCE = Metric(
+    "droveway_convergence_ratio",
+    Kind.HISTOGRAM,
+    "Dirty rate by transfer rate, of each finished round: from 1 on rounds do not get shorter.",
+    "rounds of less than 4 MiB, and the last one, in which the guest is paused",
+    buckets=_RATIOS,
+)
+EXPECTED_DOWNTIME = Metric(
+    "droveway_expected_downtime_seconds",
+    Kind.HISTOGRAM,
+    "Seconds of downtime that the switch-over was expected to cost when it was decided, of completed migrations.",
+    "migrations that reconcile finished, and those whose engine does not say",
+    buckets=_SHORT,
+)
+DOWNTIME_RATIO = Metric(
+    "droveway_downtime_to_expected_ratio",
+    Kind.HISTOGRAM,
+    "The downtime by what it was expected to be; above 1 it took longer.",
+    "what the metric of the expected downtime leaves out",
+    buckets=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
+)
+REGISTRATION_WAIT = Metric(
+    "droveway_registration_wait_seconds",
+    Kind.HISTOGRAM,
+    "Seconds for which a migration's rounds waited for memory to be registered, on either side.",
+    "registering that ran beside the writes, and migrations that failed before their rounds had ended",
+    (("policy", POLICIES),),
+    _LONG,
+)
+REGISTERED = Metric(
+    "droveway_registered_bytes",
+    Kind.GAUGE,
+    "Bytes that the movers of this side have registered now, as they said last; over RDMA these are locked.",
+    "whether they are locked: over tcp only rdma-pin-all locks them",
+    (("side", SIDES),),
+)
+PINNED_LIMIT = Metric(
+    "droveway_pinned_limit_bytes",
+    Kind.GAUGE,
+    "Bytes that one mover may lock (RLIMIT_MEMLOCK); +Inf: no limit.",
+    "the limits of cgroups, and that root is not held to it",
+)
+LINKS_WAIT = Metric(
+    "droveway_links_wait_seconds",
+    Kind.HISTOGRAM,
+    "Seconds for which a source that was prepared waited to be let onto the links.",
+    "the time in the queue, and migrations that were cancelled meanwhile",
+    buckets=_LONG,
+)
+WORK_REQUEST = Metric(
+    "droveway_work_request_seconds",
+    Kind.HISTOGRAM,
+    "Seconds from posting writes that travel together (verbs: a list, tcp: a frame) until all are confirmed.",
+    "writes that were never confirmed, and guests that QEMU moved itself",
+    (("transport", TRANSPORTS),),
+    WORK_SECONDS,
+)
+PEAK_IN_FLIGHT = Metric(
+    "droveway_in_flight_bytes",
+    Kind.HISTOGRAM,
+    "Most bytes that one migration ever had posted and not confirmed.",
+    "how long it was so, and guests that QEMU moved itself",
+    (("transport", TRANSPORTS),),
+    _BYTES,
+)
+FAILED_COMPLETIONS = Metric(
+    "droveway_failed_completions",
+    Kind.COUNTER,
+    "Completions of RDMA writes that failed, by status.",
+    "tcp, which has no completions, and what was still outstanding behind the first failure",
+    (("status", COMPLETIONS),),
+)
+RETRIES = Metric(
+    "droveway_retries",
+    Kind.COUNTER,
+    "Segments of guest memory that had to be sent again.",
+    "verbs: a device counts them for its whole port, and shows them under /sys/class/infiniband",
+    (("transport", ("tcp",)),),
+)
+
+#: What a worker shows.
+WORKER = (
+    BUILD,
     MIGRATIONS,
     IN_FLIGHT,
     QUEUE_WAIT,
+    LINKS_WAIT,
     PHASE,
     DOWNTIME,
+    GUEST_GAP,
+    EXPECTED_DOWNTIME,
+    DOWNTIME_RATIO,
     TRANSFERRED,
+    SENT_BYTES,
     ROUNDS,
+    THROUGHPUT,
+    DIRTY_RATE,
+    CONVERGENCE,
+    REGISTRATION_WAIT,
+    REGISTERED,
+    PINNED_LIMIT,
+    WORK_REQUEST,
+    PEAK_IN_FLIGHT,
+    FAILED_COMPLETIONS,
+    RETRIES,
     DUPLICATES,
     REFUSED_MESSAGES,
     LEASES_LOST,
+)
+
+#: States of a migration that has not ended (QEMU's).
+OPEN_STATES = ("queued", "setup", "active", "pre-switchover", "device", "cancelling", "other")
+WAITS = ("slot", "memory", "link", "worker", "other")
+FATES = ("waiting", "moving", "moved", "gone", "refused", "failed")
+JOB_KINDS = ("evacuation", "rebalance", "restore")
+JOB_STATES = ("running", "ending", "completed", "partial", "failed", "cancelled")
+HELD_BY = ("pinned", "stale", "no-room", "no-host")
+
+OPEN_MIGRATIONS = Metric(
+    "droveway_migrations_open",
+    Kind.GAUGE,
+    "Migrations that have not ended, by state.",
+    "those whose guest's fate is decided while a side still lets go of memory",
+    (("state", OPEN_STATES),),
+)
+WAITING = Metric(
+    "droveway_migrations_waiting",
+    Kind.GAUGE,
+    "Migrations that wait for admission or for the links, by what they wait for.",
+    "those that nobody has looked at yet",
+    (("reason", WAITS),),
+)
+UNRESOLVED = Metric(
+    "droveway_unresolved_migrations",
+    Kind.GAUGE,
+    "Migrations whose guest was given away and not confirmed: it waits, paused, for `reconcile`.",
+    "what only a host's journal knows while Redis was away",
+)
+BUDGET_USED = Metric(
+    "droveway_migration_budget_used_ratio_max",
+    Kind.GAUGE,
+    "Of the migrations that send now the largest part of completion-timeout-per-gib that is used up; 1: stalled.",
+    "migrations without that limit, and the time before they were let onto the links",
+)
+NO_PROGRESS = Metric(
+    "droveway_migration_no_progress_ratio_max",
+    Kind.GAUGE,
+    "Of the migrations that send now the longest time without a new lowest amount of remaining memory, by their"
+    " progress-timeout; from 1 it is stalled.",
+    "migrations without that limit, and the bulk round, which is progress as long as it lasts",
+)
+MOST_MOVED = Metric(
+    "droveway_guest_migrations_max_24h",
+    Kind.GAUGE,
+    "Completed migrations of the guest that had most of them, of those asked for in the last 24 hours.",
+    "which guest that is: `droveway list --all` shows it",
+)
+SLOTS = Metric(
+    "droveway_slots",
+    Kind.GAUGE,
+    "Slots of a host, by side: taken by who sends, taken beyond these by who prepares or lets go of memory, and free.",
+    "hosts that no worker speaks for",
+    (("host", ()), ("side", SIDES), ("state", ("sending", "preparing", "free"))),
+)
+HOST_MEMORY = Metric(
+    "droveway_host_memory_bytes",
+    Kind.GAUGE,
+    "Bytes that a host offers to guests: of those there, promised to those on their way, and free.",
+    "what the host keeps for itself, and hosts that no worker speaks for",
+    (("host", ()), ("state", ("resident", "reserved", "free"))),
+)
+HOST_UP = Metric(
+    "droveway_host_up",
+    Kind.GAUGE,
+    "1: that role's worker renewed its lease in time; 0: not. Of every host that was heard of or has guests.",
+    "a host that was taken out of the fleet: with nothing left on it, it is forgotten after some minutes",
+    (("host", ()), ("side", SIDES)),
+)
+HOST_GUESTS = Metric(
+    "droveway_host_guests",
+    Kind.GAUGE,
+    "Guests on a host.",
+    "those on their way to it",
+    (("host", ()),),
+)
+HOST_CORDONED = Metric(
+    "droveway_host_cordoned",
+    Kind.GAUGE,
+    "1: no guest comes to this host, because it is cordoned or pinned.",
+    "why: `droveway blocker list` says it",
+    (("host", ()),),
+)
+VERSIONS = Metric(
+    "droveway_fleet_version",
+    Kind.GAUGE,
+    "Hosts by the release of their workers.",
+    "hosts that no worker speaks for",
+    (("version", ()),),
+)
+IMBALANCE = Metric(
+    "droveway_imbalance",
+    Kind.GAUGE,
+    "How unevenly memory or load, the worse of the two, is spread over the hosts that take guests (coefficient of"
+    " variation); 0: evenly.",
+    "cordoned hosts, and hosts that no worker speaks for",
+)
+IMBALANCE_TARGET = Metric(
+    "droveway_imbalance_target",
+    Kind.GAUGE,
+    "Down to which rebalancing makes moves, unless a policy says otherwise.",
+    "policies of one's own",
+)
+GAIN = Metric(
+    "droveway_rebalance_gain",
+    Kind.GAUGE,
+    "What one `droveway rebalance` would take away from the imbalance now; planned once a minute at most.",
+    "fleets of more than 1000 hosts, where it is not planned, and the first seconds of an exporter",
+)
+NOT_EVACUABLE = Metric(
+    "droveway_guests_not_evacuable",
+    Kind.GAUGE,
+    "Guests that could not leave now: pinned; their host is silent; no room elsewhere; no host that suits them.",
+    "guests under way, fleets of more than 1000 hosts, and what only a host sees when it is asked (`droveway check`)",
+    (("reason", HELD_BY),),
+)
+EVACUATION_GUESTS = Metric(
+    "droveway_evacuation_guests",
+    Kind.GAUGE,
+    "Guests of an evacuation under way, by what has become of them; gone with its end.",
+    "evacuations that have ended, which `droveway history` has",
+    (("job", ()), ("fate", FATES)),
+)
+EVACUATION_ETA = Metric(
+    "droveway_evacuation_eta_seconds",
+    Kind.GAUGE,
+    "Seconds until an evacuation under way has moved what is waiting or moving, at the pace so far; before its first"
+    " guest has moved, at what its hosts' links carry.",
+    "guests that stay, and evacuations without a guest to move",
+    (("job", ()),),
+)
+EVACUATION_DEADLINE = Metric(
+    "droveway_evacuation_deadline_seconds",
+    Kind.GAUGE,
+    "Seconds that an evacuation under way has left; below 0 once its deadline has passed.",
+    "evacuations without a deadline",
+    (("job", ()),),
+)
+JOBS = Metric(
+    "droveway_jobs",
+    Kind.GAUGE,
+    "Jobs that are remembered (history.retention), by kind and state.",
+    "those that Redis has forgotten",
+    (("kind", JOB_KINDS), ("state", JOB_STATES)),
+)
+REDIS_UP = Metric(
+    "droveway_redis_up",
+    Kind.GAUGE,
+    "1: Redis answered; 0: it did not, and all else of the fleet is left out rather than shown as it was.",
+    "whether it is durable",
+)
+REDIS_DURABLE = Metric(
+    "droveway_redis_durable",
+    Kind.GAUGE,
+    "1: Redis keeps what it answered (appendonly on, appendfsync always or everysec, nothing evicted); 0: it may not.",
+    "appendfsync where our user may not read it (the right +config|get), and replicas",
+    (("check", ("appendonly", "appendfsync", "maxmemory_policy")),),
+)
+READ_SECONDS = Metric(
+    "droveway_exporter_read_seconds",
+    Kind.GAUGE,
+    "Seconds that the last reading of Redis took.",
+    "planning, which runs beside it",
+)
+
+#: What `droveway exporter` shows, beside BUILD.
+FLEET = (
+    OPEN_MIGRATIONS,
+    WAITING,
+    UNRESOLVED,
+    BUDGET_USED,
+    NO_PROGRESS,
+    MOST_MOVED,
+    SLOTS,
+    HOST_MEMORY,
+    HOST_UP,
+    HOST_GUESTS,
+    HOST_CORDONED,
+    VERSIONS,
+    IMBALANCE,
+    IMBALANCE_TARGET,
+    GAIN,
+    NOT_EVACUABLE,
+    EVACUATION_GUESTS,
+    EVACUATION_ETA,
+    EVACUATION_DEADLINE,
+    JOBS,
+    REDIS_UP,
+    REDIS_DURABLE,
+    READ_SECONDS,
 )

@@ -176,7 +176,11 @@ def _follow(watched: _Watched, until_passes: int | None) -> None:
 def _conclude_pass(watched: _Watched, finished: Finished) -> None:
     migration = watched.migration
     given_up = finished.stalled is not None and not watched.forced
-    entry = finished.to_json(given_up=given_up)
+    entry = finished.to_json(given_up=given_up) | {
+        "dirty_rate": watched.figures.dirty_rate,
+        "at": watched.elapsed,
+        "expected_downtime": watched.figures.expected_downtime,
+    }
     rates = {"dirty": watched.figures.dirty_rate, "expected_downtime": watched.figures.expected_downtime}
     migration.progress.merge("rates", rates)
     migration.progress.update({"rounds": (*migration.progress.status.rounds, entry)}, now=True)

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.ranges import RangeTable
+from workers.transports.figures import Figures
 
 #: A control message's largest size, in bytes: a dirty table of 8 GiB with every second page (16 bytes a range).
 MAX_MESSAGE = 16 << 20
@@ -119,6 +120,10 @@ class Endpoint(Protocol):
 
     def receive(self, timeout: float) -> bytes | None:
         """The next control message, or None when none came within `timeout` seconds (0: look once)."""
+        ...
+
+    def figures(self) -> Figures:
+        """What it has counted so far at the source; never raises, and is of use until `close`."""
         ...
 
     def abort(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from config.errors import DrovewayError, MessageError, PeerError, PeerLostError,
 from workers.ram import Ram
 from workers.ranges import RangeTable
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion, Writes
+from workers.transports.figures import Figures
 from workers.transports.regions import Regions
 
 
@@ -62,6 +64,8 @@ class StubEndpoint:
         self._regions = Regions()
         self._messages: deque[bytes] = deque()
         self._pending: deque[Writes] = deque()
+        self._posted: deque[float] = deque()
+        self._figures = Figures()
         self._failure: DrovewayError | None = None
         self._peer_left = False
         with link.changed:
@@ -112,6 +116,8 @@ class StubEndpoint:
             for part in _parts(writes, self._limit):
                 self._wait(self._has_room_for(part.size))
                 self._pending.append(part)
+                self._posted.append(time.monotonic())
+                self._figures.posted(self._flying())
                 self.deliver()
         self._check()
 
@@ -144,6 +150,7 @@ class StubEndpoint:
             for start, length, address in rows:
                 peer._ram.view[address : address + length] = self._ram.view[start : start + length]
             self._pending.popleft()
+            self._figures.work.observe(time.monotonic() - self._posted.popleft())
         self._link.changed.notify_all()
 
     def send(self, message: bytes) -> None:
@@ -162,6 +169,10 @@ class StubEndpoint:
             if not (self._messages and self._peer_left):
                 self._check()
             return self._messages.popleft() if self._messages else None
+
+    def figures(self) -> Figures:
+        """There is nothing in between that could fail, or have to be sent again."""
+        return self._figures
 
     def abort(self) -> None:
         """Fail this end; the other one loses its peer."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -20,6 +22,7 @@ from config.errors import PeerError, PeerLostError, RemoteAccessError, SettingsE
 from workers.ram import Ram
 from workers.ranges import PageRange, RangeTable
 from workers.transports.contract import RemoteRegion, Writes
+from workers.transports.figures import Figures
 from workers.transports.memory_lock import MemoryLock
 from workers.transports.regions import KEY_BITS, Regions
 from workers.transports.stripes import STRIPE
@@ -59,6 +62,8 @@ class _Channel:
     frames: SimpleQueue[Frame | None] = field(default_factory=SimpleQueue)
     posted: int = 0
     confirmed: int = 0
+    #: Of each frame that is not confirmed: `posted` with it, and when it was posted.
+    underway: deque[tuple[int, float]] = field(default_factory=deque)
 
 
 class TcpEndpoint:
@@ -75,6 +80,7 @@ class TcpEndpoint:
         # 2 to 4 s per GiB, one page after the other, before the bulk round could write it.
         self._locked = MemoryLock(ram) if settings.lock else None
         self._in_flight = 0
+        self._figures = Figures()
         self._channels: list[_Channel] = []
         self._control = Control(settings, self._stop_channels)
 
@@ -149,6 +155,8 @@ class TcpEndpoint:
             self._control.wait(lambda: self._in_flight + size <= self._settings.in_flight_limit)
             self._in_flight += size
             channel.posted += size
+            channel.underway.append((channel.posted, time.monotonic()))
+            self._figures.posted(self._in_flight)
 
     def in_flight(self) -> int:
         """Bytes posted and not yet confirmed, over all channels."""
@@ -176,6 +184,8 @@ class TcpEndpoint:
                     raise PeerError(f"the destination confirmed {total} bytes where {channel.posted} were sent")
                 self._in_flight -= total - channel.confirmed
                 channel.confirmed = total
+                while channel.underway and channel.underway[0][0] <= total:
+                    self._figures.work.observe(time.monotonic() - channel.underway.popleft()[1])
                 self._control.changed.notify_all()
 
     # --- writes, on the destination -----------------------------------------------------------------------------------
@@ -206,6 +216,12 @@ class TcpEndpoint:
     def receive(self, timeout: float) -> bytes | None:
         """The next message; those that came before the peer left are still given out."""
         return self._control.receive(timeout)
+
+    def figures(self) -> Figures:
+        """What TCP sent again is the kernel's count, over all data connections."""
+        if self._channels:
+            self._figures.resent = sum(channel.stream.resent() for channel in self._channels)
+        return self._figures
 
     def abort(self) -> None:
         """Fail this endpoint; the peer sees the connection end."""

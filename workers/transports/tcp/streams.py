@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -69,6 +70,10 @@ class Stream(Connection, Protocol):
         """Fill these rows of guest memory, which the caller has checked. Raises HostMemoryError: it does not fit."""
         ...
 
+    def resent(self) -> int:
+        """Segments that the kernel had to send again since the connection was made; 0 once it is closed."""
+        ...
+
 
 def set_options(connection: socket.socket) -> None:
     """Small messages at once, and a vanished peer noticed.
@@ -82,6 +87,18 @@ def set_options(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+
+
+#: struct tcp_info of <linux/tcp.h>: where tcpi_total_retrans stands, 32 bits.
+_TOTAL_RETRANS = 100
+
+
+def _resent(connection: socket.socket) -> int:
+    try:
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANS + 4)
+    except OSError:  # closed
+        return 0
+    return int.from_bytes(told[_TOTAL_RETRANS:], sys.byteorder)
 
 
 class _Landing:
@@ -195,6 +212,10 @@ class PlainStream(PlainConnection):
                 self._send_row(start, start + length)
         else:
             self._gather(frame.head, frame.start, frame.length)
+
+    def resent(self) -> int:
+        """As the kernel counts."""
+        return _resent(self._socket)
 
     def _gather(self, head: bytes, start: Array, length: Array) -> None:
         first = np.frombuffer(head, np.uint8)
@@ -351,6 +372,10 @@ class TlsStream(TlsConnection):
             return
         for row in _views(self._ram, address, length):
             self._fill(row)
+
+    def resent(self) -> int:
+        """As the kernel counts."""
+        return _resent(self._socket)
 
 
 def _views(ram: Ram, start: Array, length: Array) -> Iterator[memoryview]:

@@ -101,6 +101,11 @@ MEANINGS: Mapping[Status, Meaning] = {
 MAY_BE_A_DYING_PEER = frozenset(status for status, row in MEANINGS.items() if row in (_REFUSED, _LINK, _PEER))
 
 
+def status_name(status: int) -> str:
+    """A failed completion's status as the metrics name it: retry-exc-err."""
+    return Status(status).name.lower().replace("_", "-") if status in set(Status) else "unknown"
+
+
 def name_failure(status: int, write: str, *, port_is_active: bool) -> DrovewayError:
     """The typed error for a completion that failed with `status`; `write` says which write it was.
 

@@ -32,9 +32,10 @@ from config.errors import DeviceError, DrovewayError, LinkLostError, PeerError, 
 from workers.ram import Ram
 from workers.ranges import RangeTable
 from workers.transports.contract import RemoteRegion, Writes
+from workers.transports.figures import Figures
 from workers.transports.stripes import STRIPE, cut, joined, select_rows
 from workers.transports.tcp.control import Control, ControlSettings
-from workers.transports.verbs.completions import MAY_BE_A_DYING_PEER, name_failure
+from workers.transports.verbs.completions import MAY_BE_A_DYING_PEER, name_failure, status_name
 from workers.transports.verbs.library import Verbs
 from workers.transports.verbs.memory import RegisteredMemory, scratch_page
 from workers.transports.verbs.offer import MAX_CHANNELS, VerbsOffer, decode_offer
@@ -97,6 +98,7 @@ class VerbsEndpoint:
         self._waking = threading.Lock()
         self._closed = False
         self._in_flight = 0
+        self._figures = Figures()
         self._channels = 0
         self._remote_scratch = (0, 0)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -245,6 +247,7 @@ class VerbsEndpoint:
                 if room():
                     first = self._device.expect(found.channel, found.writes, found.size)
                     self._in_flight += found.size
+                    self._figures.posted(self._in_flight)
                     break
             self._wait(room)
         try:
@@ -326,10 +329,11 @@ class VerbsEndpoint:
         for one in self._device.collect():
             if one.status:
                 self._fail(one)
-            self._in_flight -= self._device.pairs[one.channel].complete(one.sequence)
+            self._in_flight -= self._device.pairs[one.channel].complete(one.sequence, self._figures)
 
     def _fail(self, one: Completion) -> None:
         """Name the failure, keep it, tell the peer, and raise it."""
+        self._figures.failed[status_name(one.status)] += 1
         if one.status in MAY_BE_A_DYING_PEER:
             with self._control.changed:  # raises the peer's own word, or that it is gone
                 self._control.wait(lambda: False, _REASON_SECONDS)
@@ -347,6 +351,10 @@ class VerbsEndpoint:
     def receive(self, timeout: float) -> bytes | None:
         """The next message; those that came before the peer left are still given out."""
         return self._control.receive(timeout)
+
+    def figures(self) -> Figures:
+        """What the device sent again is not known: its counters are of the whole port, not of one queue pair."""
+        return self._figures
 
     def abort(self) -> None:
         """Fail this endpoint; the peer sees the control connection end. The device stops at `close`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import select
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from config.errors import DeviceError, PeerLostError
 from workers.transports.contract import Writes
+from workers.transports.figures import Figures
 from workers.transports.verbs.library import Verbs, with_descriptor
 from workers.transports.verbs.offer import MAX_CHANNELS, MTUS, QueuePairName, VerbsOffer
 from workers.transports.verbs.ports import Choice
@@ -48,25 +50,27 @@ class QueuePair:
         self.completed = 0
         #: Sequence of the last request that was a read behind all writes before it.
         self.fenced = 0
-        #: (sequence of the list's last request, its writes, their bytes), oldest first.
-        self.lists: deque[tuple[int, Writes, int]] = deque()
+        #: (sequence of the list's last request, its writes, their bytes, when it was counted), oldest first.
+        self.lists: deque[tuple[int, Writes, int, float]] = deque()
 
     @property
     def outstanding(self) -> int:
         """Requests that occupy the send queue."""
         return self.posted - self.completed
 
-    def complete(self, sequence: int) -> int:
+    def complete(self, sequence: int, figures: Figures) -> int:
         """A request succeeded, and so did all before it; how many bytes of lists are confirmed thereby."""
         self.completed = max(self.completed, sequence)
         size = 0
         while self.lists and self.lists[0][0] <= self.completed:
-            size += self.lists.popleft()[2]
+            _, _, confirmed, since = self.lists.popleft()
+            size += confirmed
+            figures.work.observe(time.monotonic() - since)
         return size
 
     def describe(self, sequence: int) -> str:
         """Which write a request was, for people."""
-        for last, writes, _ in self.lists:
+        for last, writes, *_ in self.lists:
             row = sequence - 1 - (last - len(writes))
             if 0 <= row < len(writes):
                 return f"a write of {int(writes.length[row])} bytes from guest memory {int(writes.start[row]):#x}"
@@ -182,7 +186,7 @@ class QueuePairs:
         pair = self.pairs[channel]
         first = (pair.posted + 1) * MAX_CHANNELS + channel
         pair.posted += len(writes)
-        pair.lists.append((pair.posted, writes, size))
+        pair.lists.append((pair.posted, writes, size, time.monotonic()))
         return first
 
     def post(self, channel: int, head: int) -> None:
