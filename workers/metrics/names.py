@@ -271,6 +271,14 @@ REGISTERED = Metric(
     "whether they are locked: over tcp only rdma-pin-all locks them",
     (("side", SIDES),),
 )
+PINNED = Metric(
+    "droveway_pinned_bytes_max",
+    Kind.GAUGE,
+    "Bytes that one mover of this side has locked now, of whichever has most: over RDMA all that is registered, over"
+    " tcp under rdma-pin-all.",
+    "the other movers of this side, each of which has a limit of its own",
+    (("side", SIDES),),
+)
 PINNED_LIMIT = Metric(
     "droveway_pinned_limit_bytes",
     Kind.GAUGE,
@@ -335,6 +343,7 @@ WORKER = (
     CONVERGENCE,
     REGISTRATION_WAIT,
     REGISTERED,
+    PINNED,
     PINNED_LIMIT,
     WORK_REQUEST,
     PEAK_IN_FLIGHT,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from ops.grafana.dashboards.page import (
-    NEVER_SHOULD,
     RATIO,
     SECONDS,
     WINDOW,
@@ -58,9 +57,9 @@ def _progress() -> list[Panel]:
         ),
         figure(
             "Guests that cannot leave",
-            "Guests of hosts that are being emptied whom a rule keeps where they are.",
+            "Guests of the whole fleet that could not leave their host now, were it emptied.",
             Query("sum(droveway_guests_not_evacuable)"),
-            steps=NEVER_SHOULD,
+            steps=((None, "green"), (1, "yellow")),
             runbook="guest-not-evacuable",
         ),
         lines(
@@ -90,8 +89,8 @@ def _obstacles() -> list[Panel]:
     return [
         lines(
             "Guests that cannot leave, by reason",
-            "A pin, no room elsewhere, a host that nobody speaks for: `droveway show JOB` has the sentence for each"
-            " guest.",
+            "Of the whole fleet: pinned, no room elsewhere, no host that suits them, a silent host. `droveway show JOB`"
+            " has the sentence for each guest of an evacuation.",
             Query("sum by (reason) (droveway_guests_not_evacuable)", "{{reason}}"),
             stacked=True,
             runbook="guest-not-evacuable",
@@ -106,7 +105,7 @@ def _obstacles() -> list[Panel]:
         ),
         lines(
             "Waiting, by what for",
-            "Moves that are asked for and not admitted yet.",
+            "Moves that are asked for and not admitted, or prepared and not let onto the links.",
             Query("sum by (reason) (droveway_migrations_waiting)", "{{reason}}"),
             stacked=True,
         ),

@@ -82,7 +82,7 @@ def _migrations() -> list[Panel]:
         ),
         lines(
             "Waiting, by what for",
-            "Queued migrations, by what they lack: a slot, memory at the destination, a link's bandwidth, a worker.",
+            "Migrations that wait for admission or for the links, by what they lack.",
             Query("sum by (reason) (droveway_migrations_waiting)", "{{reason}}"),
             stacked=True,
         ),

@@ -127,7 +127,7 @@ def _time() -> list[Panel]:
 
 def _blackout() -> list[Panel]:
     at = '{host="$source"}'
-    felt = quantiles("droveway_guest_gap_seconds", of=(0.5, 0.99))
+    felt = quantiles("droveway_guest_gap_seconds", '{host="$destination"}', of=(0.5, 0.99))
     return [
         lines(
             "Blackout",
@@ -143,8 +143,13 @@ def _blackout() -> list[Panel]:
             unit=SECONDS,
         ),
         lines(
-            "What guests felt, in the whole fleet",
-            "The gap that guests measured themselves; memory guests do.",
+            "Blackout by what was expected",
+            "Above 1 it took longer than it was planned with.",
+            *quantiles("droveway_downtime_to_expected_ratio", at, of=(0.5, 0.95)),
+        ),
+        lines(
+            "What guests felt",
+            "The gap that guests which came to the destination measured themselves; memory guests do.",
             *felt,
             unit=SECONDS,
         ),

@@ -40,11 +40,11 @@ def _registration() -> list[Panel]:
             stacked=True,
         ),
         lines(
-            "Registered, of what may be locked",
-            "By the workers' limit on locked memory (RLIMIT_MEMLOCK); none where there is no limit.",
+            "Locked, of what may be",
+            "Of the mover that has most, by its limit (RLIMIT_MEMLOCK); 0 where nothing is locked, or nothing limited.",
             Query(
-                f"sum by (host, instance) (droveway_registered_bytes{_AT})"
-                f" / sum by (host, instance) (droveway_pinned_limit_bytes{_AT})",
+                f"max by (host, instance) (droveway_pinned_bytes_max{_AT})"
+                f" / max by (host, instance) (droveway_pinned_limit_bytes{_AT})",
                 "{{host}}",
             ),
             unit=RATIO,
@@ -85,6 +85,11 @@ def _work_requests() -> list[Panel]:
             "The peak of one migration: posted, and not completed.",
             *quantiles("droveway_in_flight_bytes", _AT),
             unit=BYTES,
+        ),
+        lines(
+            "Sent again",
+            "Over tcp: segments of guest memory that the kernel had to send again, a second. A device counts its own.",
+            Query(f"sum by (host) (rate(droveway_retries_total{_AT}[$__rate_interval]))", "{{host}}"),
         ),
         lines(
             "Failed completions, by status",
