@@ -39,6 +39,9 @@ check: setup ## style, types, import rules
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+metrics.md: setup workers/metrics/names.py workers/metrics/document.py ## every metric, from the code
+	.venv/bin/droveway metrics --markdown > $@
+
 format: setup ## put the code into its form
 	.venv/bin/ruff format $(PATHS)
 	.venv/bin/ruff check --fix $(PATHS)

@@ -301,6 +301,16 @@ class HistorySettings(_Concern):
     retention: Seconds = 30 * 86_400
 
 
+class ExporterSettings(_Concern):
+    """The fleet's metrics (`droveway exporter`)."""
+
+    #: Where it listens. Loopback by default, as everything.
+    address: IPvAnyAddress = IPv4Address("127.0.0.1")
+    port: Annotated[int, Field(ge=1, le=65535)] = 9643
+    #: Redis is read at most once in so long, however many scrape.
+    interval: Seconds = 5
+
+
 class Settings(_Concern):
     """Everything that is set."""
 
@@ -310,6 +320,7 @@ class Settings(_Concern):
     tls: TlsSettings = Field(default_factory=TlsSettings)
     rdma: RdmaSettings = Field(default_factory=RdmaSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
+    exporter: ExporterSettings = Field(default_factory=ExporterSettings)
 
     def shown(self) -> dict[str, dict[str, Any]]:
         """Everything as JSON for people: the Redis password is left out."""

@@ -18,6 +18,8 @@ from tasks.cli.invocation import Invocation, settings_options
 _COMMANDS = {
     "demo": "Move a live 1 GiB guest to and fro on this machine, without any set-up.",
     "worker": "Run the workers of this host.",
+    "exporter": "Serve the fleet's metrics for Prometheus.",
+    "metrics": "Every metric: what it means, and what it leaves out.",
     "guest": "The guests of this host: start, adopt, list, attach to, check and stop them.",
     "check": "Whether a guest could move to a host, without moving it.",
     "migrate": "Move a guest to another host, and follow the move.",

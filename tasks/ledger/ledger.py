@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
+
+from redis.exceptions import NoPermissionError
 
 from config.errors import RefusedError
 from config.redis import coordination_client, reaching_redis
@@ -315,9 +317,60 @@ class Ledger:
         for page in self._pages(self._keys.migrations()):
             yield from self._records(page).values()
 
+    def moves_since(self, since: float) -> set[str]:
+        """Every migration that is remembered and was asked for since then."""
+        with reaching_redis(self._settings):
+            found = self._client.zrangebyscore(self._keys.migrations(), round(since * 1000), "+inf")
+        return {name.decode() for name in cast("list[bytes]", found)}
+
+    def move_states(self, migrations: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(guest, state) of each that is remembered: much less than its record."""
+        return self._pairs([(name, self._keys.migration(name)) for name in migrations], "guest", "state")
+
+    def job_names(self) -> set[str]:
+        """Every job that is remembered."""
+        with reaching_redis(self._settings):
+            found = self._client.zrange(self._keys.jobs(), 0, -1)
+        return {name.decode() for name in cast("list[bytes]", found)}
+
+    def job_states(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(kind, state) of each that is remembered: much less than its record."""
+        found = self._pairs([(name, self._keys.job(name)) for name in jobs], "kind", "state")
+        return {name: (kind or Kind.EVACUATION, state) for name, (kind, state) in found.items()}
+
+    def durability(self) -> dict[str, bool]:
+        """Whether the server keeps what it answered, by setting. `appendfsync` only where our user may read it."""
+        with reaching_redis(self._settings):
+            info = self._client.info()
+            found = {
+                "appendonly": bool(info.get("aof_enabled")),
+                "maxmemory_policy": info.get("maxmemory_policy", "noeviction") == "noeviction",
+            }
+            with suppress(NoPermissionError):
+                synced = self._client.config_get("appendfsync").get("appendfsync", b"")
+                found["appendfsync"] = _decoded(synced) == "always"
+        return found
+
+    def _pairs(self, keys: Sequence[tuple[str, str]], first: str, second: str) -> dict[str, tuple[str, str]]:
+        """Two fields of each of these (name, key of its hash); what is gone has no second, and is left out."""
+        found: dict[str, tuple[str, str]] = {}
+        for at in range(0, len(keys), _PAGE):
+            page = keys[at : at + _PAGE]
+            with self._pipeline() as pipe:
+                for _, key in page:
+                    pipe.hmget(key, [first, second])
+                for (name, _), (one, other) in zip(page, pipe.execute(), strict=True):
+                    if other is not None:
+                        found[name] = _decoded(one or b""), _decoded(other)
+        return found
+
     def waiting_on(self, migration: str) -> Waiter:
         """A cursor on one migration's events."""
         return Waiter(self, Events(self._client, self._keys.events(migration)))
+
+    def hosts(self) -> list[str]:
+        """Every host that was heard of and is not forgotten yet, whether a worker speaks for it or not."""
+        return self._members(self._keys.hosts())
 
     def fleet(self) -> Fleet:
         """All hosts and guests, and what operators keep where it is."""

@@ -116,14 +116,14 @@ def _stalled(rounds: Sequence[Round], surveys: Sequence[Survey], limits: Limits)
         return f"{now.remaining} bytes are still left after {len(rounds)} rounds (max-rounds)"
     if limits.completion_timeout and now.at >= limits.completion_timeout:
         return f"{now.remaining} bytes are still left after {now.at:.0f} s (completion-timeout-per-gib)"
-    stuck = now.at - _last_progress(surveys)
+    stuck = now.at - last_progress(surveys)
     if limits.progress_timeout and stuck >= limits.progress_timeout:
         return f"no progress for {stuck:.0f} s (progress-timeout): the guest writes as fast as its memory is moved"
     return None
 
 
-def _last_progress(surveys: Sequence[Survey]) -> float:
-    """When less was left than ever before."""
+def last_progress(surveys: Sequence[Survey]) -> float:
+    """When less was left than ever before; `surveys` are at least one."""
     best, at = surveys[0].remaining, surveys[0].at
     for survey in surveys[1:]:
         if survey.remaining < best * _PROGRESS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -17,6 +17,8 @@ from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Obstacle, Pin
 from workers.guests.local import LocalGuest
+from workers.metrics.document import shown_name
+from workers.metrics.names import Metric
 from workers.pairing.contract import Side
 
 _LABELS = {
@@ -175,6 +177,19 @@ def _sides(facts: Facts) -> RenderableType:
 
 
 # --- the fleet --------------------------------------------------------------------------------------------------------
+
+
+def metrics(shown: Mapping[str, Iterable[Metric]]) -> RenderableType:
+    """One line each, by who shows them."""
+    made = table("METRIC", "KIND", "LABELS", "WHAT IT SAYS")
+    for where, those in shown.items():
+        made.add_section()
+        made.add_row(Text(where, style="bold"), "", "", "")
+        for metric in those:
+            made.add_row(
+                shown_name(metric), str(metric.kind), ", ".join(name for name, _ in metric.labels), metric.meaning
+            )
+    return made
 
 
 def hosts(fleet: Fleet) -> RenderableType:

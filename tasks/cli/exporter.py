@@ -1,0 +1,49 @@
+"""`droveway exporter`: the fleet's metrics, read from Redis, for Prometheus."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import click
+from prometheus_client import CollectorRegistry
+
+from tasks import logs
+from tasks.cli.invocation import SettingsCommand, invocation_of
+from tasks.exporter.collector import FleetCollector
+from tasks.exporter.reading import Reader
+from workers.metrics.page import Recent, serve, well
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--port", type=click.IntRange(1, 65535), help="Instead of exporter.port.")
+@click.pass_context
+def command(context: click.Context, port: int | None) -> int:
+    """Serve the fleet's metrics: migrations, hosts, evacuations, balance, and whether Redis is durable.
+
+    One is enough for a fleet, several do no harm: it keeps nothing, only reads, and reads Redis at most once in
+    exporter.interval however often it is scraped. A worker's own metrics are on that worker's ports.
+
+    Ends on SIGTERM or Ctrl-C. Without Redis it goes on, and shows droveway_redis_up 0.
+
+    \b
+    Examples:
+      droveway exporter
+      curl -s http://127.0.0.1:9643/metrics | grep droveway_host_up
+      curl -s http://127.0.0.1:9643/readyz         # 200: Redis answers; /healthz: this process does
+    """
+    invocation = invocation_of(context)
+    settings = invocation.settings
+    logs.configure(settings.worker)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with invocation.ledger() as ledger:
+        registry = CollectorRegistry()
+        registry.register(FleetCollector(Reader(ledger).read, settings.exporter.interval))
+        address, at = str(settings.exporter.address), port or settings.exporter.port
+        stop = serve(address, at, registry, well, Recent(ledger.now), "exporter.port")
+        click.echo(f"http://{f'[{address}]' if ':' in address else address}:{at}/metrics", err=True)
+        stopping.wait()
+        stop()
+    return 0
