@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,15 +19,27 @@ VARIABLES = {
     "$host": ".*",
     "$source": "alpha",
     "$destination": "beta",
-    "$job": EVACUATION,
+    "$evacuation": EVACUATION,
 }
 
 
-def queries() -> Iterator[tuple[str, str]]:
+def queries() -> Iterator[tuple[str, str, str]]:
     for name, text in written().items():
         for panel in json.loads(text)["panels"]:
             for target in panel.get("targets", []):
-                yield f"{name.removesuffix('.json')}: {panel['title']} {target['refId']}", target["expr"]
+                where = f"{name.removesuffix('.json')}: {panel['title']} {target['refId']}"
+                yield where, target["expr"], target["legendFormat"]
+
+
+def variables() -> list[tuple[str, str, str]]:
+    """(dashboard, metric, label) of every variable."""
+    found = []
+    for name, text in written().items():
+        for variable in json.loads(text)["templating"].get("list") or []:
+            asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"])
+            assert asked, variable["query"]
+            found.append((name, *asked.groups()))
+    return found
 
 
 def filled(expression: str) -> str:
@@ -53,6 +66,18 @@ def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> 
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("where", "expression"), [pytest.param(*each, id=each[0]) for each in queries()])
-def test_a_query_finds_what_happened(seen: Watched, where: str, expression: str) -> None:
-    assert seen.over(filled(expression)), f"no data for {filled(expression)}"
+@pytest.mark.parametrize(("where", "expression", "legend"), [pytest.param(*each, id=each[0]) for each in queries()])
+def test_a_query_finds_what_happened(seen: Watched, where: str, expression: str, legend: str) -> None:
+    found = seen.over(filled(expression))
+    assert found, f"no data for {filled(expression)}"
+    named = set(re.findall(r"{{(\w+)}}", legend))
+    assert all(named <= series["metric"].keys() for series in found), f"{legend} names what no series has"
+    if legend == "__auto":
+        assert len(found) == 1, "several series, and nothing tells them apart"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("where", "metric", "label"), variables())
+def test_there_is_something_to_choose_from(seen: Watched, where: str, metric: str, label: str) -> None:
+    assert all(series["metric"][label] for series in seen.over(metric))
+    assert seen.over(metric)

@@ -22,6 +22,11 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"] if "alert" in rule]
 
 
+def recorded() -> list[dict[str, Any]]:
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"] if "record" in rule]
+
+
 def names(rules: list[dict[str, Any]]) -> list[str]:
     return [rule["alert"] for rule in rules]
 
@@ -61,6 +66,20 @@ def test_prometheus_runs_every_rule_without_an_error(seen: Watched) -> None:
     rules = [rule for group in groups for rule in group["rules"]]
     assert {rule["name"] for rule in rules if rule["type"] == "alerting"} == set(names(alerts()))
     assert [rule for rule in rules if rule["health"] != "ok"] == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("rule", recorded(), ids=lambda rule: rule["record"])
+def test_what_is_recorded_is_there(seen: Watched, rule: dict[str, Any]) -> None:
+    assert seen.over(rule["record"]), f"nothing was recorded by {rule['expr']}"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("alert", alerts(), ids=names(alerts()))
+def test_an_alert_asks_for_what_there_is(seen: Watched, alert: dict[str, Any]) -> None:
+    asked = set(re.findall(r"[a-z:]*droveway_\w+(?::\w+)?", alert["expr"]))
+    assert asked
+    assert {metric for metric in asked if not seen.over(metric)} == set()
 
 
 COMMAND = re.compile(r"^ {4,}droveway ([a-z-]+)", re.MULTILINE)

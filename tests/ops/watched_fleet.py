@@ -6,10 +6,15 @@ of its guests is pinned.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from config.settings import RedisSettings
 from tasks.app import bell_for
@@ -18,6 +23,7 @@ from tasks.evacuate import begin
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MigrateRequest, new_migration_id
 from tasks.one_machine.fleet import LocalFleet
+from tasks.one_machine.tied import tied_to_us
 from tasks.planning.evacuating import Evacuation
 from tasks.records import Kept, MigrationRecord
 from tasks.requests import admit, submit, watch
@@ -29,6 +35,7 @@ from tests.until import until
 from workers.guests.memory_spec import MemoryGuestSpec
 from workers.pairing.contract import Side
 
+ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 HOSTS = ("alpha", "beta", "gamma")
 EVACUATION = "e-watched"
@@ -42,7 +49,7 @@ class Watched:
     fleet: LocalFleet
     began: float
 
-    def over(self, expression: str) -> list[dict[str, object]]:
+    def over(self, expression: str) -> list[dict[str, Any]]:
         """The series that had a number at any time since."""
         return self.prometheus.over(expression, self.began, time.time())
 
@@ -56,16 +63,19 @@ def watched() -> Iterator[Watched]:
         redis.start()
         settings = RedisSettings.model_validate({"url": redis.url})
         quick = {"worker.lease": 4, "worker.reconcile_interval": 1, "worker.poll_interval": 0.2, "host.memory": "1G"}
+        quick["exporter.interval"] = 0.5
         with LocalFleet(settings, HOSTS, ram_bytes=512 * MIB, overrides=quick) as fleet:
             ports = {name: _with_metrics(fleet, name) for name in HOSTS}
-            prometheus = PrometheusServer(ports)
+            at = free_port()
+            prometheus = PrometheusServer(ports, at)
             fleet.start()
-            prometheus.start()
-            began = time.time()
-            _until_scraped(prometheus, len(HOSTS) * len(Side))
-            _happen(fleet)
-            time.sleep(3)  # the last of it is scraped, and the rules look at it
-            yield Watched(prometheus, fleet, began)
+            with _exporter(fleet, at):
+                prometheus.start()
+                began = time.time()
+                _until_scraped(prometheus, len(HOSTS) * len(Side) + 1)
+                _happen(fleet)
+                time.sleep(3)  # the last of it is scraped, and the rules look at it
+                yield Watched(prometheus, fleet, began)
     finally:
         if prometheus is not None:
             prometheus.close()
@@ -81,9 +91,29 @@ def _with_metrics(fleet: LocalFleet, name: str) -> list[int]:
     return ports
 
 
-def _until_scraped(prometheus: PrometheusServer, workers: int) -> None:
-    counted = f'count(up{{job="droveway-worker"}} == 1) == {workers}'
-    until("a scrape of every worker", lambda: prometheus.now(counted), seconds=60.0, every=0.3)
+@contextmanager
+def _exporter(fleet: LocalFleet, port: int) -> Iterator[None]:
+    """`droveway exporter`, as an operator runs it."""
+    command = [sys.executable, "-m", "tasks.cli.main", "exporter", "--port", str(port)]
+    with (fleet.directory / "exporter.log").open("ab") as log:
+        process = subprocess.Popen(
+            tied_to_us(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=os.environ | fleet.settings.environment(),
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _until_scraped(prometheus: PrometheusServer, pages: int) -> None:
+    counted = f'count(up{{job=~"droveway-.*"}} == 1) == {pages}'
+    until("a scrape of every page", lambda: prometheus.now(counted), seconds=60.0, every=0.3)
 
 
 def _happen(fleet: LocalFleet) -> None:
@@ -129,7 +159,8 @@ def _emptied(fleet: LocalFleet, ledger: Ledger) -> None:
     for number in range(6):
         _guest(fleet, ledger, f"a{number}", "alpha", 24 * MIB, 2 * MIB)
     ledger.pin(Kept.GUEST, "a0", "licence is bound to the host")
-    begin(ledger, Evacuation(EVACUATION, frozenset({"alpha"})), "a new board")
+    asked = Evacuation(EVACUATION, frozenset({"alpha"}), deadline=ledger.now() + 3600)
+    begin(ledger, asked, "a new board")
     ended = until("the evacuation's end", lambda: _ended(ledger), seconds=120.0, every=0.3)
     assert ended == "partial", ended
 

@@ -66,6 +66,11 @@ def test_what_is_locked_is_told_of_the_mover_that_has_most(transport: str, pin_a
     assert value(exporter, "droveway_pinned_bytes_max", side="destination") == 0
 
 
+def test_no_label_is_one_of_prometheus_own() -> None:
+    for metric in (*names.WORKER, *names.FLEET):
+        assert {label for label, _ in metric.labels}.isdisjoint({"job", "instance"}), metric.name
+
+
 def test_a_word_that_nobody_listed_makes_no_new_label() -> None:
     exporter = Exporter()
     before = exporter.page().count("\n")

@@ -20,7 +20,7 @@ from ops.grafana.dashboards.page import (
 def dashboard() -> Dashboard:
     """What to watch while hosts are emptied."""
     rows = [("Progress", _progress()), ("What holds it up", _obstacles())]
-    jobs = variable("job", "Evacuation", "label_values(droveway_evacuation_guests, job)")
+    jobs = variable("evacuation", "Evacuation", "label_values(droveway_evacuation_guests, evacuation)")
     return page(
         "droveway-evacuation",
         "Evacuation",
@@ -31,13 +31,14 @@ def dashboard() -> Dashboard:
 
 
 def _progress() -> list[Panel]:
-    guests = 'sum by (job) (droveway_evacuation_guests{job=~"$job"})'
-    done = 'sum by (job) (droveway_evacuation_guests{job=~"$job", fate=~"moved|gone"})'
+    guests = 'sum by (evacuation) (droveway_evacuation_guests{evacuation=~"$evacuation"})'
+    done = 'sum by (evacuation) (droveway_evacuation_guests{evacuation=~"$evacuation", fate=~"moved|gone"})'
+    left, needed = (f'droveway_evacuation_{name}_seconds{{evacuation=~"$evacuation"}}' for name in ("deadline", "eta"))
     return [
         figure(
             "Under way",
             "Evacuations that have not ended.",
-            Query("count(count by (job) (droveway_evacuation_guests)) or vector(0)"),
+            Query("count(count by (evacuation) (droveway_evacuation_guests)) or vector(0)"),
         ),
         figure(
             "Hosts closed to guests",
@@ -47,9 +48,7 @@ def _progress() -> list[Panel]:
         figure(
             "Least time to a deadline",
             "Of the evacuations shown that have a deadline: seconds left, less what they are estimated to need still.",
-            Query(
-                'min(droveway_evacuation_deadline_seconds{job=~"$job"} - droveway_evacuation_eta_seconds{job=~"$job"})'
-            ),
+            Query(f"min({left} - {needed})"),
             unit=SECONDS,
             steps=((None, "red"), (0, "green")),
             runbook="evacuation-behind-deadline",
@@ -65,20 +64,20 @@ def _progress() -> list[Panel]:
         lines(
             "Done",
             "Share of each evacuation's guests that have moved or are gone.",
-            Query(f"{done} / {guests}", "{{job}}"),
+            Query(f"{done} / {guests}", "{{evacuation}}"),
             unit=RATIO,
         ),
         lines(
             "Guests, by fate",
             "What has become of the guests of the evacuations shown.",
-            Query('sum by (fate) (droveway_evacuation_guests{job=~"$job"})', "{{fate}}"),
+            Query('sum by (fate) (droveway_evacuation_guests{evacuation=~"$evacuation"})', "{{fate}}"),
             stacked=True,
         ),
         lines(
             "Time still needed, and left",
             "The estimate of what is still to move, and the time to the deadline where one was given.",
-            Query('droveway_evacuation_eta_seconds{job=~"$job"}', "{{job}} needs"),
-            Query('droveway_evacuation_deadline_seconds{job=~"$job"}', "{{job}} has"),
+            Query(needed, "{{evacuation}} needs"),
+            Query(left, "{{evacuation}} has"),
             unit=SECONDS,
             runbook="evacuation-behind-deadline",
         ),
