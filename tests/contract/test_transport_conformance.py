@@ -196,6 +196,18 @@ def test_of_two_writes_to_one_address_the_later_one_stays(pair: Pair) -> None:
         assert (memory(pair.destination_ram)[start:end] == 39).all()
 
 
+def test_what_was_confirmed_is_counted_with_the_time_that_it_took(pair: Pair) -> None:
+    regions = register(pair, [(0, MIB)])
+    before = time.monotonic()
+    deliver(pair, [(0, MIB)], *regions)
+    figures = pair.source.figures()
+    assert sum(figures.work.counts) >= 1
+    assert 0 < figures.work.sum <= (time.monotonic() - before) * sum(figures.work.counts)
+    assert 0 < figures.peak <= MIB
+    assert not figures.failed
+    assert figures.resent in (None, 0)
+
+
 def test_an_empty_batch_is_no_write(pair: Pair) -> None:
     pair.source.post(writes([]))
     pair.source.flush(PATIENCE)

@@ -81,8 +81,20 @@ def test_a_guest_moves_over_tls_and_the_workers_count_it(fleet: LocalFleet, tmp_
     assert source['droveway_migrations_total{reason="none",state="cancelled"}'] == 0, "there before it happens"
     assert source["droveway_downtime_seconds_count"] == 1
     assert not any("secret" in name or record.migration in name for name in source)
+    sent = {kind: source[f'droveway_sent_bytes_total{{kind="{kind}"}}'] for kind in ("bulk", "dirty", "final")}
+    assert sent["bulk"] >= 5 << 20, "all that the guest had used"
+    assert sum(sent.values()) == source["droveway_transferred_bytes_total"]
+    assert source['droveway_registration_wait_seconds_count{policy="dynamic"}'] == 1
+    assert source["droveway_links_wait_seconds_count"] == 1
+    assert source["droveway_expected_downtime_seconds_count"] == 1
+    assert source['droveway_work_request_seconds_count{transport="tcp"}'] >= 2, "a frame of at most 4 MiB"
+    assert source['droveway_in_flight_bytes_sum{transport="tcp"}'] >= 1 << 20
+    assert source['droveway_retries_total{transport="tcp"}'] >= 0
+    assert source['droveway_registered_bytes{side="source"}'] == 0, "nobody moves any more"
     destination = samples(ports["beta"][Side.DESTINATION])
     assert destination['droveway_phase_seconds_count{phase="total",side="destination"}'] == 1
+    assert destination["droveway_guest_gap_seconds_count"] == 1
+    assert 0 < destination["droveway_guest_gap_seconds_sum"] < 30
 
 
 def samples(port: int) -> dict[str, float]:

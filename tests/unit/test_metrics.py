@@ -111,3 +111,91 @@ def test_what_is_served_is_what_was_counted() -> None:
     finally:
         stop()
     assert 'droveway_duplicate_deliveries_total{side="source"} 1.0' in page
+
+
+def moved() -> Status:
+    """A source that sent 100 MiB in two rounds, and its last one."""
+    rounds = (
+        {"kind": "bulk", "bytes": 120 << 20, "sent": 100 << 20, "seconds": 0.1, "dirty_rate": 500.0 * (1 << 20)},
+        {"kind": "dirty", "bytes": 1 << 20, "sent": 1 << 20, "seconds": 0.1, "dirty_rate": 0.0},
+        {"kind": "final", "bytes": 4096, "sent": 4096, "seconds": 0.01},
+    )
+    work = {"counts": [0] * len(names.WORK_REQUEST.buckets) + [2], "sum": 9.5}
+    return Status(
+        outcome="completed",
+        seconds={"downtime": 0.04, "links": 0.5, "registration": 0.25},
+        rounds=rounds,
+        rates={"expected_downtime": 0.02},
+        choices={"policy": "dynamic"},
+        transport={"kind": "tcp", "work": work, "in_flight_peak": 5 << 20, "failed": {}, "resent": 7},
+    )
+
+
+def test_bytes_are_counted_by_kind_and_zeroes_as_skipped() -> None:
+    exporter = Exporter()
+    exporter.ended(Side.SOURCE, moved())
+    sent = {kind: value(exporter, "droveway_sent_bytes_total", kind=kind) for kind in names.SENT}
+    assert sent == {"bulk": 100 << 20, "dirty": 1 << 20, "final": 4096, "zero-skipped": 20 << 20}
+
+
+def test_rates_are_of_rounds_that_tell() -> None:
+    exporter = Exporter()
+    exporter.ended(Side.SOURCE, moved())
+    assert value(exporter, "droveway_throughput_bytes_per_second_count") == 1, "1 MiB tells of latency"
+    assert value(exporter, "droveway_throughput_bytes_per_second_sum") == pytest.approx(1000 * (1 << 20))
+    assert value(exporter, "droveway_dirty_rate_bytes_per_second_count") == 2
+    assert value(exporter, "droveway_convergence_ratio_count") == 1
+    assert value(exporter, "droveway_convergence_ratio_sum") == pytest.approx(0.5)
+
+
+def test_waits_downtime_and_what_the_transport_saw() -> None:
+    exporter = Exporter()
+    exporter.ended(Side.SOURCE, moved())
+    assert value(exporter, "droveway_links_wait_seconds_sum") == 0.5
+    assert value(exporter, "droveway_registration_wait_seconds_sum", policy="dynamic") == 0.25
+    assert value(exporter, "droveway_expected_downtime_seconds_sum") == 0.02
+    assert value(exporter, "droveway_downtime_to_expected_ratio_sum") == pytest.approx(2)
+    assert value(exporter, "droveway_work_request_seconds_count", transport="tcp") == 2
+    assert value(exporter, "droveway_work_request_seconds_sum", transport="tcp") == 9.5
+    assert value(exporter, "droveway_in_flight_bytes_sum", transport="tcp") == 5 << 20
+    assert value(exporter, "droveway_retries_total", transport="tcp") == 7
+
+
+def test_failed_completions_are_counted_by_status_also_of_a_move_that_failed() -> None:
+    exporter = Exporter()
+    said = {"kind": "verbs", "failed": {"retry-exc-err": 1, "of-another-release": 2}, "in_flight_peak": 0}
+    exporter.ended(Side.SOURCE, Status(outcome="failed", reason="link-lost", transport=said))
+    assert value(exporter, "droveway_failed_completions_total", status="retry-exc-err") == 1
+    assert value(exporter, "droveway_failed_completions_total", status="unknown") == 2
+    assert value(exporter, "droveway_work_request_seconds_count", transport="verbs") == 0, "it carried nothing"
+
+
+def test_the_guests_own_gap_is_told_by_its_destination() -> None:
+    exporter = Exporter()
+    exporter.ended(Side.DESTINATION, Status(outcome="completed", seconds={"guest_gap": 0.03}))
+    exporter.ended(Side.DESTINATION, Status(outcome="completed"))
+    assert value(exporter, "droveway_guest_gap_seconds_count") == 1
+    assert value(exporter, "droveway_guest_gap_seconds_sum") == 0.03
+
+
+def test_what_is_registered_is_of_movers_that_are_there_and_never_stale() -> None:
+    exporter = Exporter()
+    exporter.began(Side.SOURCE, "m-1")
+    exporter.began(Side.SOURCE, "m-2")
+    exporter.saw(Side.SOURCE, "m-1", Status(bytes={"registered": 5}))
+    exporter.saw(Side.SOURCE, "m-2", Status(bytes={"registered": 7}))
+    assert value(exporter, "droveway_registered_bytes", side="source") == 12
+    assert value(exporter, "droveway_migrations_in_flight", side="source") == 2
+    exporter.left(Side.SOURCE, "m-1")
+    exporter.left(Side.SOURCE, "m-1")
+    assert value(exporter, "droveway_registered_bytes", side="source") == 7
+    exporter.left(Side.SOURCE, "m-2")
+    assert value(exporter, "droveway_registered_bytes", side="source") == 0
+    assert value(exporter, "droveway_migrations_in_flight", side="source") == 0
+    assert value(exporter, "droveway_registered_bytes", side="destination") == 0
+
+
+def test_a_worker_says_what_it_is_and_what_it_may_lock() -> None:
+    page = Exporter().page()
+    assert 'droveway_build_info{protocol="' in page
+    assert "droveway_pinned_limit_bytes" in page

@@ -95,8 +95,8 @@ class Exporter:
                 self._made[names.CONVERGENCE].observe(dirty / rate)
 
     def _waits(self, status: Status) -> None:
-        if "links" in status.seconds:
-            self._made[names.LINKS_WAIT].observe(status.seconds["links"])
+        if "links" in status.seconds or "bulk" in status.seconds:  # it sent, and if it did not wait, that is 0
+            self._made[names.LINKS_WAIT].observe(status.seconds.get("links", 0.0))
         policy = status.choices.get("policy")
         if policy in names.POLICIES and "registration" in status.seconds:
             self._made[names.REGISTRATION_WAIT].labels(policy).observe(status.seconds["registration"])

@@ -509,7 +509,7 @@ REDIS_DURABLE = Metric(
     "droveway_redis_durable",
     Kind.GAUGE,
     "1: Redis keeps what it answered (appendonly on, appendfsync always, nothing evicted); 0: it may not.",
-    "appendfsync where our user may not read it (the right +config|get), and replicas",
+    "appendfsync where our user may not read it (CONFIG GET), and replicas",
     (("check", ("appendonly", "appendfsync", "maxmemory_policy")),),
 )
 READ_SECONDS = Metric(
