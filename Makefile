@@ -1,8 +1,8 @@
 # Two commands are all the set-up there is: `make demo` and `make test`. Each installs what it needs first.
 PYTHON := .venv/bin/python
-PATHS := config tasks workers tests
+PATHS := config ops tasks workers tests
 
-.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor dashboards check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -12,6 +12,7 @@ demo-vm: setup .lab/.installed ## the same with a virtual machine, its console s
 
 test: setup .lab/.installed check ## install, then run every test (pass more to pytest with ARGS="-k worry")
 	ops/scripts/browser-setup
+	ops/scripts/ops-setup
 	$(PYTHON) -m pytest $(ARGS)
 
 lab: export LAB_RUN := $(value RUN)
@@ -29,6 +30,9 @@ bench-plan: setup ## how long planning takes, and how good the plans are, up to 
 
 bench-executor: setup ## 50 of 1,000 hosts emptied: scripts a move, Redis' memory, moves a second (movers simulated)
 	$(PYTHON) -m tests.benchmarks.executor $(ARGS)
+
+dashboards: setup ## write Grafana's dashboards anew from ops/grafana/dashboards
+	$(PYTHON) -m ops.grafana.dashboards
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)

@@ -53,6 +53,24 @@ def test_the_destination_tells_only_of_its_own_spans() -> None:
     assert value(exporter, "droveway_phase_seconds_count", side="destination", phase="total") == 1
 
 
+@pytest.mark.parametrize(
+    ("transport", "pin_all", "locked"), [("tcp", False, 0), ("tcp", True, 96), ("verbs", False, 96)]
+)
+def test_what_is_locked_is_told_of_the_mover_that_has_most(transport: str, pin_all: bool, locked: int) -> None:
+    exporter = Exporter()
+    choices = {"transport": transport, "capabilities": {"rdma-pin-all": pin_all}}
+    for number, registered in enumerate((32, 96)):
+        exporter.saw(Side.SOURCE, f"a{number}", Status(choices=choices, bytes={"registered": registered}))
+    assert value(exporter, "droveway_registered_bytes", side="source") == 128
+    assert value(exporter, "droveway_pinned_bytes_max", side="source") == locked
+    assert value(exporter, "droveway_pinned_bytes_max", side="destination") == 0
+
+
+def test_no_label_is_one_of_prometheus_own() -> None:
+    for metric in (*names.WORKER, *names.FLEET):
+        assert {label for label, _ in metric.labels}.isdisjoint({"job", "instance"}), metric.name
+
+
 def test_a_word_that_nobody_listed_makes_no_new_label() -> None:
     exporter = Exporter()
     before = exporter.page().count("\n")

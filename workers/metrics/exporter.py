@@ -14,11 +14,13 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from config.capabilities import MigrationCapability as Capability
 from workers.attempt import Status
 from workers.metrics import names
 from workers.metrics.names import Kind, Metric
 from workers.metrics.page import Check, serve, well
 from workers.metrics.tally import Tally
+from workers.pairing.agreement import pins
 from workers.pairing.contract import Side
 from workers.protocol import VERSION
 from workers.registration.limits import lock_limit
@@ -26,7 +28,7 @@ from workers.registration.limits import lock_limit
 #: Rounds below this many bytes say more about latency than about the link.
 _TELLING_BYTES = 4 << 20
 #: Told from what is at hand when somebody looks, never counted up and down: a gauge of these is never stale.
-_LOOKED_UP = (names.IN_FLIGHT, names.REGISTERED, names.WORK_REQUEST)
+_LOOKED_UP = (names.IN_FLIGHT, names.REGISTERED, names.PINNED, names.WORK_REQUEST)
 
 
 class Exporter:
@@ -166,15 +168,24 @@ class _Present(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily | HistogramMetricFamily]:
         movers = GaugeMetricFamily(names.IN_FLIGHT.name, names.IN_FLIGHT.help, labels=["side"])
         registered = GaugeMetricFamily(names.REGISTERED.name, names.REGISTERED.help, labels=["side"])
+        pinned = GaugeMetricFamily(names.PINNED.name, names.PINNED.help, labels=["side"])
         work = HistogramMetricFamily(names.WORK_REQUEST.name, names.WORK_REQUEST.help, labels=["transport"])
         with self._lock:
             for side in Side:
                 said = [status for (each, _), status in self._movers.items() if each is side]
                 movers.add_metric([side], len(said))
                 registered.add_metric([side], sum(status.bytes.get("registered", 0) for status in said))
+                pinned.add_metric([side], max(map(_locked, said), default=0))
             for kind, tally in self._work.items():
                 work.add_metric([kind], tally.cumulative(), tally.sum)
-        return [movers, registered, work]
+        return [movers, registered, pinned, work]
+
+
+def _locked(status: Status) -> int:
+    """What this mover has locked of the guest, in bytes."""
+    capabilities = status.choices.get("capabilities", {})
+    locks = pins(status.choices.get("transport", "tcp"), capabilities) or capabilities.get(Capability.RDMA_PIN_ALL)
+    return status.bytes.get("registered", 0) if locks else 0
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:

@@ -1,4 +1,5 @@
 """Every metric: name, unit, meaning, what it leaves out. Pure. No label ever names a guest or a migration.
+None is called `job` or `instance`: those are Prometheus' own.
 
 WORKER is what a worker shows: of itself since it started, about what it supervised; the source's worker counts
 migrations, each worker times its own side. FLEET is what `droveway exporter` reads from Redis: how things stand now.
@@ -271,6 +272,14 @@ REGISTERED = Metric(
     "whether they are locked: over tcp only rdma-pin-all locks them",
     (("side", SIDES),),
 )
+PINNED = Metric(
+    "droveway_pinned_bytes_max",
+    Kind.GAUGE,
+    "Bytes that one mover of this side has locked now, of whichever has most: over RDMA all that is registered, over"
+    " tcp under rdma-pin-all.",
+    "the other movers of this side, each of which has a limit of its own",
+    (("side", SIDES),),
+)
 PINNED_LIMIT = Metric(
     "droveway_pinned_limit_bytes",
     Kind.GAUGE,
@@ -335,6 +344,7 @@ WORKER = (
     CONVERGENCE,
     REGISTRATION_WAIT,
     REGISTERED,
+    PINNED,
     PINNED_LIMIT,
     WORK_REQUEST,
     PEAK_IN_FLIGHT,
@@ -465,7 +475,7 @@ EVACUATION_GUESTS = Metric(
     Kind.GAUGE,
     "Guests of an evacuation under way, by what has become of them; gone with its end.",
     "evacuations that have ended, which `droveway history` has",
-    (("job", ()), ("fate", FATES)),
+    (("evacuation", ()), ("fate", FATES)),
 )
 EVACUATION_ETA = Metric(
     "droveway_evacuation_eta_seconds",
@@ -473,14 +483,14 @@ EVACUATION_ETA = Metric(
     "Seconds until an evacuation under way has moved what is waiting or moving, at the pace so far; before its first"
     " guest has moved, at what its hosts' links carry.",
     "guests that stay, and evacuations without a guest to move",
-    (("job", ()),),
+    (("evacuation", ()),),
 )
 EVACUATION_DEADLINE = Metric(
     "droveway_evacuation_deadline_seconds",
     Kind.GAUGE,
     "Seconds that an evacuation under way has left; below 0 once its deadline has passed.",
     "evacuations without a deadline",
-    (("job", ()),),
+    (("evacuation", ()),),
 )
 JOBS = Metric(
     "droveway_jobs",
