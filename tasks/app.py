@@ -19,7 +19,6 @@ from celery.beat import Scheduler, Service
 from config.capabilities import SUPPORTED
 from config.celery import beat_entries, celery_options, reaching_broker
 from config.settings import Settings, memory_total
-from tasks import logs
 from tasks.bell import Bell, MessageBell, Send
 from tasks.checks import Checks, Examiner
 from tasks.host import HostService, Offered
@@ -30,6 +29,7 @@ from tasks.queues import served_by
 from tasks.records import LocalGuest
 from tasks.requests import admit
 from tasks.supervise import Supervisor
+from workers import logs
 from workers.attempt import MOVER, Attempt, Status
 from workers.dirty.choose import TRACKERS
 from workers.guests.load import Loads

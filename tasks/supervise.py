@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config.errors import DrovewayError
 from tasks.ledger.ledger import Answer, Ledger
+from workers import logs
 from workers.attempt import MOVER, Attempt, Job, Status
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
@@ -37,6 +38,8 @@ class _Told:
     status: Status | None = None
     renewed: float = float("-inf")
     lost: bool = False
+    #: Rounds that were logged.
+    rounds: int = 0
 
 
 @dataclass(slots=True)
@@ -84,22 +87,25 @@ class Supervisor:
         except Exception:  # the thread's last frame: a defect must not pass unseen, and the attempt is tried again
             log.exception("%s is left for later: a defect", attempt.directory.name)
         finally:
+            logs.about_nothing()
             with self._guard:
                 del self._threads[attempt.directory]
 
     def _supervise(self, attempt: Attempt) -> None:
         job = attempt.job()
+        logs.about(job, "setup")
         if not attempt.started() and not self._begin(attempt, job):
             return
         name = attempt.directory.name
         self.metrics.began(job.side, name)
         try:
-            self._follow(attempt, job)
+            told = self._follow(attempt, job)
             if self._stopping.is_set():
                 return
             status = attempt.status()
             if status.outcome in (None, "unresolved"):
                 status = self.settle(attempt)
+            _tell(job, told, status)
             if status.outcome == "unresolved":
                 self.ledger.renew(job.ticket, status)
             elif self._finish(job, status):
@@ -125,11 +131,12 @@ class Supervisor:
         log.info("%s: mover %d started", attempt.directory.name, process.pid)
         return True
 
-    def _follow(self, attempt: Attempt, job: Job) -> None:
+    def _follow(self, attempt: Attempt, job: Job) -> _Told:
         """Until the mover ended, or this worker stops."""
-        told = _Told()
+        told = _Told(rounds=len(attempt.status().rounds))  # what a worker before this one has told is not told again
         while not attempt.wait(self._pause(attempt, job)) and not self._stopping.is_set():
             self._carry(attempt, job, told)
+        return told
 
     def _pause(self, attempt: Attempt, job: Job) -> float:
         waits = job.side is Side.SOURCE and not attempt.granted()
@@ -139,6 +146,7 @@ class Supervisor:
         """One look: progress and lease to the record, the wish to cancel to the mover. Redis may be away."""
         status = attempt.status()
         self.metrics.saw(job.side, attempt.directory.name, status)
+        _tell(job, told, status)
         changed = status != told.status
         try:
             answer, state = self.ledger.renew(job.ticket, status if changed else None)
@@ -188,3 +196,12 @@ class Supervisor:
                 log.warning("waiting for Redis: %s", error)
             if self._stopping.wait(self.poll):
                 return None
+
+
+def _tell(job: Job, told: _Told, status: Status) -> None:
+    """One line for each round that was finished since."""
+    logs.about(job, status.phase)
+    for each in status.rounds[told.rounds :]:
+        figures = {name: each.get(name) for name in ("kind", "bytes", "sent", "seconds", "dirty", "verdict")}
+        log.info("round %d: %s", each["index"], each.get("reason", "done"), extra=figures)
+    told.rounds = len(status.rounds)

@@ -28,6 +28,7 @@ from typing import Any
 from config.capabilities import Capabilities, MigrationParameters
 from config.errors import CancelledError
 from config.settings import Settings
+from workers import logs
 from workers.attempt import Attempt, Job, Status
 from workers.fault_injection import point
 from workers.metrics.timeline import Timeline
@@ -90,6 +91,7 @@ class Migration:
     def phase(self, name: str, state: str) -> Iterator[None]:
         """Be in QEMU's `state` and in our phase `name` for the time of the body, and measure it under that name."""
         self.progress.update({"state": state, "phase": name}, now=True)
+        logs.about(self.job, name)
         point(f"{self.job.side}.{name}")
         with self.timeline.span(name):
             yield

@@ -18,7 +18,7 @@ from pathlib import Path
 from config.capabilities import read_options
 from config.errors import CancelledError, DrovewayError, UnresolvedError
 from config.settings import Settings, load_settings
-from workers import destination, source
+from workers import destination, logs, source
 from workers.attempt import Attempt, Job
 from workers.fault_injection import arm
 from workers.metrics.timeline import Timeline
@@ -35,7 +35,6 @@ log = logging.getLogger("droveway.mover")
 
 def main(directory: Path) -> int:
     """Run the attempt in `directory` to its outcome. Returns the exit code: 0 only when it completed."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     cancelled = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: cancelled.set())
@@ -45,6 +44,8 @@ def main(directory: Path) -> int:
     job = attempt.begin()
     progress = Progress(attempt)
     settings = load_settings()
+    logs.configure(settings.worker)
+    logs.about(job, "setup")
     with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
         migration = _migration(attempt, job, settings, pairing, progress, cancelled)
         return _conclude(migration)

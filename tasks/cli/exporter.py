@@ -8,10 +8,10 @@ import threading
 import click
 from prometheus_client import CollectorRegistry
 
-from tasks import logs
 from tasks.cli.invocation import SettingsCommand, invocation_of
 from tasks.exporter.collector import FleetCollector
 from tasks.exporter.reading import Reader
+from workers import logs
 from workers.metrics.page import Recent, serve, well
 
 

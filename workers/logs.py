@@ -1,4 +1,9 @@
-"""How a worker logs: one line an event, for a terminal or as JSON."""
+"""How workers and movers log: one line an event, for a terminal or as JSON.
+
+A line that concerns a migration carries `migration`, `guest`, `host`, `role` and `phase` (`about`), so that one
+question to whatever collects the lines of all hosts tells a migration from end to end. Levels are by who reads them:
+info tells the course of things, warning what heals by itself, error what somebody has to look at.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,17 @@ from typing import Any
 import structlog
 
 from config.settings import WorkerSettings
+from workers.attempt import Job
 
 
 def configure(settings: WorkerSettings) -> None:
     """Send everything that is logged in this process to standard error."""
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
@@ -32,3 +40,16 @@ def configure(settings: WorkerSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.captureWarnings(True)  # a line that is no JSON ends whatever reads them
+
+
+def about(job: Job, phase: str) -> None:
+    """What this thread logs from here on is about this side of this migration, in this phase."""
+    structlog.contextvars.bind_contextvars(
+        migration=job.migration, guest=job.guest, host=job.host, role=str(job.side), epoch=job.epoch, phase=phase
+    )
+
+
+def about_nothing() -> None:
+    """And from here on about none."""
+    structlog.contextvars.clear_contextvars()
