@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := config ops tasks workers tests
 
-.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor dashboards check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor bench-scrape dashboards check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -33,6 +33,9 @@ bench-executor: setup ## 50 of 1,000 hosts emptied: scripts a move, Redis' memor
 
 dashboards: setup ## write Grafana's dashboards anew from ops/grafana/dashboards
 	$(PYTHON) -m ops.grafana.dashboards
+
+bench-scrape: setup ## what a scrape a second costs a migration: the same moves with and without, by turns (ARGS="--quick")
+	$(PYTHON) -m tests.benchmarks.scrape $(ARGS)
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)
