@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := config ops tasks workers tests
 
-.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor dashboards check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor bench-scrape dashboards check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -30,8 +30,7 @@ bench-plan: setup ## how long planning takes, and how good the plans are, up to 
 bench-executor: setup ## 50 of 1,000 hosts emptied: scripts a move, Redis' memory, moves a second (movers simulated)
 	$(PYTHON) -m tests.benchmarks.executor $(ARGS)
 
-dashboards: setup ## write Grafana's dashboards anew from ops/grafana/dashboards
-	$(PYTHON) -m ops.grafana.dashboards
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor bench-scrape dashboards check setup format
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)
