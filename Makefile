@@ -31,11 +31,11 @@ bench-plan: setup ## how long planning takes, and how good the plans are, up to 
 bench-executor: setup ## 50 of 1,000 hosts emptied: scripts a move, Redis' memory, moves a second (movers simulated)
 	$(PYTHON) -m tests.benchmarks.executor $(ARGS)
 
-dashboards: setup ## write Grafana's dashboards anew from ops/grafana/dashboards
-	$(PYTHON) -m ops.grafana.dashboards
-
 bench-scrape: setup ## what a scrape a second costs a migration: the same moves with and without, by turns (ARGS="--quick")
 	$(PYTHON) -m tests.benchmarks.scrape $(ARGS)
+
+dashboards: setup ## write Grafana's dashboards anew from ops/grafana/dashboards
+	$(PYTHON) -m ops.grafana.dashboards
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)

@@ -161,7 +161,7 @@ def _emptied(fleet: LocalFleet, ledger: Ledger) -> None:
     ledger.pin(Kept.GUEST, "a0", "licence is bound to the host")
     asked = Evacuation(EVACUATION, frozenset({"alpha"}), deadline=ledger.now() + 3600)
     begin(ledger, asked, "a new board")
-    ended = until("the evacuation's end", lambda: _ended(ledger), seconds=120.0, every=0.3)
+    ended = until("the evacuation's end", lambda: _ended(ledger), seconds=300.0, every=0.3)
     assert ended == "partial", ended
 
 

@@ -173,7 +173,7 @@ def test_every_label_is_of_its_closed_list_and_none_is_a_guests() -> None:
         for labels in values:
             assert len(labels) == len(metric.labels), metric.name
             for value, (name, known) in zip(labels, metric.labels, strict=True):
-                assert value in known if known else name in ("host", "job", "version"), (metric.name, value)
+                assert value in known if known else name in ("host", "evacuation", "version"), (metric.name, value)
     assert found[names.MOST_MOVED] == {(): 3}
 
 
