@@ -30,6 +30,7 @@ from workers.registration.limits import LockLimits, lock_limits
 from workers.registration.registrar import GRANULE
 from workers.transports.contract import Endpoint
 from workers.transports.open import Opened, open_endpoints
+from workers.wire import WIRE
 
 #: Seconds for the transport to connect once both offers are known.
 CONNECT_TIMEOUT = 20.0
@@ -120,6 +121,7 @@ def _offer(
 ) -> Offer:
     return Offer(
         host=migration.job.host,
+        wire=WIRE,
         blocks=blocks_of(ram.blocks),
         page_size=PAGE_SIZE,
         capabilities=migration.capabilities.to_json(),
@@ -154,7 +156,7 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
             other.close()
     point(f"{side}.connecting")
     endpoint.connect(theirs.transports[agreement.transport], CONNECT_TIMEOUT)
-    talk = Conversation(endpoint, migration.check)
+    talk = Conversation(endpoint, migration.check, agreement.wire)
     talk.greet(migration.job.ticket, CONNECT_TIMEOUT)
     migration.progress.merge("choices", agreement.to_json())
     return Link(endpoint, talk, agreement, source, destination)
