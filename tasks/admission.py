@@ -14,13 +14,14 @@ from tasks.messages import MigrateRequest
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Priority, Submission
 from workers.pairing.agreement import HARMLESS
 from workers.pairing.contract import Side
+from workers.wire import spoken
 
 
 def judge(request: MigrateRequest, fleet: Fleet) -> Submission:
     """The submission for this request. Raises RequestError (the options), RefusedError (`reason` names the rule).
 
     Rules, first to last: `unknown-guest`, `guest-moved`, `same-host`, `pinned`, `cordoned`, `unknown-host`,
-    `no-worker`, `busy`, `capability`, `memory-lock`, `host-memory`.
+    `no-worker`, `version`, `busy`, `capability`, `memory-lock`, `host-memory`.
     """
     capabilities, parameters = read_options(request.capabilities, request.parameters)
     guest = _guest(request, fleet)
@@ -29,6 +30,7 @@ def judge(request: MigrateRequest, fleet: Fleet) -> Submission:
     _free_to_go(guest, request.destination, fleet)
     source = _host(guest.host, Side.SOURCE, fleet)
     destination = _host(request.destination, Side.DESTINATION, fleet)
+    spoken(source.host, source.wire, destination.host, destination.wire)
     if guest.active not in (None, request.migration):
         raise busy(guest.guest, str(guest.active))
     asked = capabilities.to_json()

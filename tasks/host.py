@@ -32,6 +32,7 @@ from tasks.supervise import Supervisor
 from workers.attempt import Attempt, Job
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
+from workers.wire import WIRE
 
 _T = TypeVar("_T")
 
@@ -63,12 +64,15 @@ class Offered:
     ahead: int = 0
     #: Names of the processor models that its QEMU knows; empty: not known.
     cpu_models: Collection[str] = ()
+    #: What its program speaks with other hosts.
+    wire: int = WIRE
 
     def fields(self) -> dict[str, str]:
         """As the hash of tasks/ledger/prelude.lua."""
         return {
             "address": self.address,
             "version": self.version,
+            "wire": str(self.wire),
             "memory": str(self.memory),
             "memlock": "" if self.memlock is None else str(self.memlock),
             "capabilities": json.dumps(sorted(self.capabilities)),

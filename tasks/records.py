@@ -12,6 +12,7 @@ from typing import Any
 from tasks.planning.cluster import BANDWIDTH
 from workers.guests.blocker import Blocker
 from workers.pairing.contract import Side
+from workers.wire import UNSAID
 
 Fields = Mapping[bytes, bytes]
 
@@ -155,6 +156,8 @@ class HostRecord:
     measured: int = 0
     #: Names of the processor models that its QEMU knows; empty: not known.
     cpu_models: frozenset[str] = frozenset()
+    #: What its workers speak with other hosts (workers/wire.py).
+    wire: int = UNSAID
 
     @property
     def free(self) -> int:
@@ -167,6 +170,7 @@ class HostRecord:
             "host": self.host,
             "address": self.address,
             "version": self.version,
+            "wire": self.wire,
             "memory_bytes": self.memory,
             "free_bytes": self.free,
             "memlock_bytes": self.memlock,
@@ -377,6 +381,7 @@ def read_host(
         uplink_bandwidth=int(fields.get(b"uplink_bandwidth", 0)),
         labels=frozenset(json.loads(fields.get(b"labels", b"[]"))),
         cpu_models=_models(fields.get(b"cpu_models", b"[]")),
+        wire=int(fields.get(b"wire", UNSAID)),
     )
 
 

@@ -13,6 +13,7 @@ from config.errors import MessageError, PeerError, PeerLostError, PeerRefusedErr
 from workers.pairing.contract import Ticket
 from workers.protocol import Message, MessageType, decode, encode
 from workers.transports.contract import Endpoint
+from workers.wire import WIRE
 
 #: How often a wait looks up to see whether it was cancelled, in seconds.
 _LOOK_UP = 0.2
@@ -38,11 +39,13 @@ def _reported(message: Message) -> PeerError:
 class Conversation:
     """One side's end of the control channel of one attempt.
 
-    `check` is called at least every 0.2 s of waiting; it raises to end the wait (the attempt was cancelled).
+    `check` is called at least every 0.2 s of waiting; it raises to end the wait (the attempt was cancelled). `wire` is
+    what both speak.
     """
 
-    def __init__(self, endpoint: Endpoint, check: Callable[[], None]) -> None:
+    def __init__(self, endpoint: Endpoint, check: Callable[[], None], wire: int = WIRE) -> None:
         self._endpoint = endpoint
+        self._wire = wire
         self._check = check
         self._aside: dict[MessageType, Callable[[Message], None]] = {}
         #: No wait for the peer lasts longer than this, in seconds: lowered while a guest is paused.
@@ -50,7 +53,7 @@ class Conversation:
 
     def say(self, kind: MessageType, body: Mapping[str, Any] | None = None, blob: bytes | memoryview = b"") -> None:
         """Send one message."""
-        self._endpoint.send(encode(Message(kind, body or {}, blob)))
+        self._endpoint.send(encode(Message(kind, body or {}, blob), self._wire))
 
     @contextlib.contextmanager
     def aside(self, kind: MessageType, taker: Callable[[Message], None]) -> Iterator[None]:
@@ -79,7 +82,7 @@ class Conversation:
 
     def _receive(self, timeout: float) -> Message | None:
         frame = self._endpoint.receive(timeout)
-        message = None if frame is None else decode(frame)
+        message = None if frame is None else decode(frame, self._wire)
         if message is not None and message.type is MessageType.ERROR:
             raise _reported(message)
         return message

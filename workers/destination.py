@@ -29,6 +29,7 @@ from workers.qemu_engine import destination as qemu_engine
 from workers.ram import Ram
 from workers.registration.limits import LockLimits, lock_limits
 from workers.rounds.incoming import Incoming
+from workers.wire import WIRE, spoken
 
 #: Seconds for which a source whose connection stands may say nothing: a chunk of 1 MiB paced to 100 KiB/s takes 10.
 _SILENCE = 120.0
@@ -63,6 +64,7 @@ def run(migration: Migration) -> None:
 def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockLimits, engine: EngineChoice) -> None:
     """Refused before BEGUN, which makes a guest of this name on this host an incoming copy that may be discarded."""
     job, host = migration.job, migration.settings.host
+    spoken(theirs.host, theirs.wire, job.host, WIRE)
     if LocalGuests(host.state_dir, host.ram_dir).holds(job.guest):
         raise RefusedError(
             f"a guest named {job.guest} is on {job.host} already: stop it there, or go elsewhere", "guest-exists"

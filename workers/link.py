@@ -30,6 +30,7 @@ from workers.registration.limits import LockLimits, lock_limits
 from workers.registration.registrar import GRANULE
 from workers.transports.contract import Endpoint
 from workers.transports.open import Opened, open_endpoints
+from workers.wire import UNSAID, WIRE
 
 #: Seconds for the transport to connect once both offers are known.
 CONNECT_TIMEOUT = 20.0
@@ -123,6 +124,7 @@ def _offer(
 ) -> Offer:
     return Offer(
         host=migration.job.host,
+        wire=WIRE,
         blocks=blocks_of(ram.blocks),
         page_size=PAGE_SIZE,
         capabilities=migration.capabilities.to_json(),
@@ -157,27 +159,28 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
             other.close()
     point(f"{side}.connecting")
     endpoint.connect(theirs.transports[agreement.transport], CONNECT_TIMEOUT)
-    talk = Conversation(endpoint, migration.check)
+    talk = Conversation(endpoint, migration.check, agreement.wire)
     talk.greet(migration.job.ticket, CONNECT_TIMEOUT)
     migration.progress.merge("choices", agreement.to_json())
     return Link(endpoint, talk, agreement, source, destination)
 
 
-def await_links(migration: Migration, talk: Conversation) -> None:
+def await_links(migration: Migration, link: Link) -> None:
     """A source that is connected sends nothing before admission has let it onto the links: others use them.
 
     Its supervisor says so through its directory, so that a Redis that is away only makes it wait, and nothing is lost.
     """
     if migration.granted():
         return
-    told = -math.inf
+    # A destination of before knows that word only where QEMU moves the guest, and waits for two minutes.
+    told = -math.inf if link.agreement.wire > UNSAID else math.inf
     with migration.phase("links", "setup"):
         while not migration.granted():
             migration.check()
             if time.monotonic() - told > _TOLD_EVERY:
                 told = time.monotonic()
-                talk.say(MessageType.GOING_ON, {"seconds": _WAITS})
-            talk.hear_nothing(_LOOK)
+                link.talk.say(MessageType.GOING_ON, {"seconds": _WAITS})
+            link.talk.hear_nothing(_LOOK)
 
 
 @contextmanager

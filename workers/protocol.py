@@ -29,10 +29,10 @@
       ◄──────────────────────────────────── TAKEN
     either: ABORT, ERROR reason
 
-A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is this
-table's; a peer of another one is refused in words, since pairing has already compared them. 2 brought RELEASE; 3 made
+A frame is `!4sBBHII`: magic, version, type, zero, length of a JSON body, length of a binary part. The version is the
+one that pairing agreed on (workers/wire.py); a peer of another one is refused in words. 2 brought RELEASE; 3 made
 STATE a stream, both ways and at any time, gave the digests a message of their own, and brought CALLING and LISTENING;
-4 brought GOING_ON.
+4 brought GOING_ON; 5 is the same.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ import numpy as np
 
 from config.errors import MessageError
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
+from workers.wire import WIRE
 
-VERSION = 4
 _MAGIC = b"DRVW"
 _HEADER = struct.Struct("!4sBBHII")
 _REGION = np.dtype([("start", ">u8"), ("end", ">u8"), ("address", ">u8"), ("key", ">u8")])
@@ -112,25 +112,25 @@ class Message:
     blob: bytes | memoryview = b""
 
 
-def encode(message: Message) -> bytes:
-    """The frame. Raises MessageError when it would exceed MAX_MESSAGE."""
+def encode(message: Message, version: int = WIRE) -> bytes:
+    """The frame, of an agreed version. Raises MessageError when it would exceed MAX_MESSAGE."""
     body = json.dumps(message.body).encode()
     size = _HEADER.size + len(body) + len(message.blob)
     if size > MAX_MESSAGE:
         raise MessageError(f"a {message.type.name} message of {size} bytes exceeds {MAX_MESSAGE}")
-    header = _HEADER.pack(_MAGIC, VERSION, message.type, 0, len(body), len(message.blob))
+    header = _HEADER.pack(_MAGIC, version, message.type, 0, len(body), len(message.blob))
     return b"".join((header, body, message.blob))
 
 
-def decode(frame: bytes) -> Message:
-    """The message. Raises MessageError naming what is wrong with the frame."""
+def decode(frame: bytes, version: int = WIRE) -> Message:
+    """The message, when it is of the agreed version. Raises MessageError naming what is wrong with the frame."""
     if len(frame) < _HEADER.size:
         raise MessageError(f"the peer sent a frame of {len(frame)} bytes, shorter than its header")
-    magic, version, number, zero, body_size, blob_size = _HEADER.unpack_from(frame)
+    magic, theirs, number, zero, body_size, blob_size = _HEADER.unpack_from(frame)
     if magic != _MAGIC or zero:
         raise MessageError("the peer sent something that is not a Droveway message")
-    if version != VERSION:
-        raise MessageError(f"the peer speaks protocol version {version}, this side {VERSION}: upgrade the older one")
+    if theirs != version:
+        raise MessageError(f"the peer speaks wire version {theirs}, and {version} was agreed on: migrate it again")
     if _HEADER.size + body_size + blob_size != len(frame):
         raise MessageError("the peer sent a frame whose lengths do not add up")
     try:

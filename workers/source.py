@@ -72,7 +72,7 @@ def run(migration: Migration) -> None:
             with ram_for(engine, guest) as ram, link_as_source(migration, guest, ram, not_from_outside) as link:
                 connected()
                 with handover.over(link.talk):
-                    await_links(migration, link.talk)
+                    await_links(migration, link)
                     if engine is EngineChoice.QEMU:
                         qemu_engine.move(migration, link, guest, handover)
                     else:

@@ -24,7 +24,7 @@ from tasks.planning.cluster import Cluster
 from tasks.planning.rebalancing import Policy
 from workers.metrics import names
 from workers.metrics.names import Metric
-from workers.protocol import VERSION
+from workers.wire import WIRE
 
 log = logging.getLogger("droveway.exporter")
 
@@ -59,7 +59,7 @@ class FleetCollector(Collector):
                 self._made = self._anew()
                 self._made_at = self._clock()
             made = self._made
-        build: Samples = {(version("droveway"), str(VERSION)): 1.0}
+        build: Samples = {(version("droveway"), str(WIRE)): 1.0}
         return [_family(names.BUILD, build), *(_family(metric, found) for metric, found in made.items())]
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

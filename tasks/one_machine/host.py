@@ -37,6 +37,8 @@ class LocalHost:
         self.state_dir = settings.host.state_dir
         self.ram_dir = settings.host.ram_dir
         self.environment = dict(environment or {})
+        #: Where the program of its workers lies: this one, or that of another release.
+        self.program = _ROOT
         self._workers: dict[Side, subprocess.Popen[bytes]] = {}
         for directory in (self.state_dir, self.ram_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ class LocalHost:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=_ROOT,
+                cwd=self.program,
                 env=_without_settings(os.environ) | self.settings.environment() | self.environment | dict(environment),
                 # A terminal's Ctrl-C is for whoever runs this fleet, which then ends it in its own order.
                 process_group=0,

@@ -167,7 +167,7 @@ def test_without_redis_it_is_healthy_not_ready_and_shows_nothing_old(own_redis_s
         own_redis_server.stop()
         found = until_seen(port, "droveway_redis_up", 0)
         assert set(found) == {
-            'droveway_build_info{protocol="4",version="0.1.0"}',
+            'droveway_build_info{protocol="5",version="0.1.0"}',
             "droveway_redis_up",
             "droveway_exporter_read_seconds",
         }

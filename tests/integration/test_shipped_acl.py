@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -26,6 +27,22 @@ OFFERED = {"address": "", "version": "", "memory": str(4 * GIB), "memlock": "", 
     "slots:source": "1",
     "slots:destination": "1",
 }
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def rights(user: str) -> set[str]:
+    """The commands that a user is given by name, in capitals."""
+    (line,) = [line for line in ACL.read_text().splitlines() if line.startswith(f"user {user} ")]
+    return {rule[1:].upper() for rule in line.split() if rule.startswith("+") and not rule.startswith("+@")}
+
+
+def test_every_command_of_every_script_is_given_by_name() -> None:
+    scripts = "".join(path.read_text() for folder in ("tasks", "workers") for path in (ROOT / folder).rglob("*.lua"))
+    used = set(re.findall(r"redis\.p?call\('([A-Za-z]+)'", scripts))
+    assert len(used) > 15
+    assert used <= rights("droveway")
 
 
 def restricted(server: RedisServer) -> Settings:

@@ -13,8 +13,9 @@ from config.errors import HostError, MessageError, PeerError, PeerLostError
 from workers import destination, source
 from workers.conversation import Conversation
 from workers.digests import PageDigests
-from workers.protocol import VERSION, Message, MessageType, decode, encode
+from workers.protocol import Message, MessageType, decode, encode
 from workers.transports.contract import Endpoint
+from workers.wire import WIRE
 
 
 class Line:
@@ -54,7 +55,7 @@ def failure(text: str) -> Message:
 def test_a_body_too_deep_to_be_read_is_refused() -> None:
     body = b"[" * 100_000
     with pytest.raises(MessageError, match="damaged body"):
-        decode(struct.pack("!4sBBHII", b"DRVW", VERSION, MessageType.HELLO, 0, len(body), 0) + body)
+        decode(struct.pack("!4sBBHII", b"DRVW", WIRE, MessageType.HELLO, 0, len(body), 0) + body)
 
 
 def test_the_reason_that_the_peer_gave_is_told_and_not_that_it_left() -> None:

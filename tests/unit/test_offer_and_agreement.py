@@ -17,6 +17,7 @@ from workers.pairing.offer import MAX_OFFER, MAX_REASON, Offer, blocks_of, decod
 from workers.ram import RamBlock
 from workers.registration.choose import LEAST_LOCKABLE
 from workers.registration.limits import LockLimits
+from workers.wire import UNSAID, WIRE
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -377,3 +378,27 @@ def test_what_cannot_work_is_refused_by_the_rule_that_knows(change: dict[str, An
     with pytest.raises(RefusedError) as caught:
         agree(offer("alpha"), offer("beta", **change))
     assert caught.value.reason == reason
+
+
+# --- releases ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_releases_speak_the_lower_number() -> None:
+    one, other = offer("alpha", wire=WIRE), offer("beta", wire=WIRE - 1)
+    assert agree(one, other).wire == agree(other, one).wire == WIRE - 1
+    assert agree(one, offer("beta", wire=WIRE)).wire == WIRE
+
+
+def test_an_offer_that_says_nothing_of_it_is_of_the_release_before_there_was_a_number() -> None:
+    document = json.loads(encode(offer("alpha", wire=WIRE)))
+    del document["wire"]
+    assert decode(json.dumps(document).encode()).wire == UNSAID
+
+
+@pytest.mark.parametrize(("source", "destination", "older"), [(3, 5, "alpha"), (5, 3, "beta"), (1, 9, "alpha")])
+def test_more_than_one_release_apart_is_refused_and_the_older_is_named(
+    source: int, destination: int, older: str
+) -> None:
+    with pytest.raises(RefusedError, match=f"upgrade {older} first") as refused:
+        agree(offer("alpha", wire=source), offer("beta", wire=destination))
+    assert refused.value.reason == "version"

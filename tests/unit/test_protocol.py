@@ -5,14 +5,15 @@ import struct
 import pytest
 
 from config.errors import MessageError
-from workers.protocol import VERSION, Message, MessageType, decode, decode_regions, encode, encode_regions
+from workers.protocol import Message, MessageType, decode, decode_regions, encode, encode_regions
 from workers.transports.contract import MAX_MESSAGE, RemoteRegion
+from workers.wire import WIRE
 
 HELLO = Message(MessageType.HELLO, {"migration": "m1", "guest": "g1", "epoch": 3})
 
 
 def frame(
-    *, magic: bytes = b"DRVW", version: int = VERSION, kind: int = 5, zero: int = 0, body: bytes = b'{"round": 1}'
+    *, magic: bytes = b"DRVW", version: int = WIRE, kind: int = 5, zero: int = 0, body: bytes = b'{"round": 1}'
 ) -> bytes:
     return struct.pack("!4sBBHII", magic, version, kind, zero, len(body), 0) + body
 
@@ -34,8 +35,8 @@ def test_every_type_round_trips() -> None:
         (b"DRVW", "shorter than its header"),
         (frame(magic=b"HTTP"), "not a Droveway message"),
         (frame(zero=1), "not a Droveway message"),
-        (frame(version=VERSION + 1), f"version {VERSION + 1}"),
-        (frame(version=VERSION - 1), f"version {VERSION - 1}"),
+        (frame(version=WIRE + 1), f"version {WIRE + 1}"),
+        (frame(version=WIRE - 1), f"version {WIRE - 1}"),
         (frame() + b"x", "do not add up"),
         (frame(kind=0), "unknown type 0"),
         (frame(kind=99), "unknown type 99"),
@@ -65,3 +66,10 @@ def test_regions_round_trip_and_empty_or_keyless_ones_are_refused() -> None:
             decode_regions(encode_regions([wrong]))
     with pytest.raises(MessageError, match="truncated"):
         decode_regions(encode_regions(regions)[:-1])
+
+
+def test_the_agreed_version_is_what_is_sent_and_what_is_taken() -> None:
+    older = encode(HELLO, WIRE - 1)
+    assert decode(older, WIRE - 1).body == HELLO.body
+    with pytest.raises(MessageError, match=f"wire version {WIRE - 1}, and {WIRE} was agreed on"):
+        decode(older)

@@ -22,8 +22,8 @@ from workers.metrics.page import Check, serve, well
 from workers.metrics.tally import Tally
 from workers.pairing.agreement import pins
 from workers.pairing.contract import Side
-from workers.protocol import VERSION
 from workers.registration.limits import lock_limit
+from workers.wire import WIRE
 
 #: Rounds below this many bytes say more about latency than about the link.
 _TELLING_BYTES = 4 << 20
@@ -40,7 +40,7 @@ class Exporter:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._made = {metric: _make(metric, self.registry) for metric in names.WORKER if metric not in _LOOKED_UP}
-        self._made[names.BUILD].labels(version("droveway"), str(VERSION)).set(1)
+        self._made[names.BUILD].labels(version("droveway"), str(WIRE)).set(1)
         limit = lock_limit()
         self._made[names.PINNED_LIMIT].set(math.inf if limit is None else limit)
         self._present = _Present()

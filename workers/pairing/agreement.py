@@ -15,6 +15,7 @@ from workers.pairing.engine import QEMU, Engine, choose
 from workers.pairing.offer import TRANSPORTS, Offer
 from workers.registration.choose import LEAST_LOCKABLE
 from workers.registration.limits import LockLimits
+from workers.wire import spoken
 
 #: Capabilities without which the guest arrives just as well, only by a longer way. Anything else that is asked for
 #: and lacking is refused: the operator asked for a property of the move, not for a speed.
@@ -43,10 +44,13 @@ class Agreement:
     capabilities: Mapping[str, bool]
     notes: tuple[Note, ...]
     engine: Engine
+    #: What both speak (workers/wire.py).
+    wire: int
 
     def to_json(self) -> dict[str, Any]:
         """For the report: what was chosen, and each fall-back with its reason."""
         return {
+            "wire": self.wire,
             "engine": self.engine.name.value,
             "engine-reason": self.engine.reason,
             "transport": self.transport,
@@ -60,9 +64,10 @@ class Agreement:
 def agree(source: Offer, destination: Offer) -> Agreement:
     """The one way in which both can move the guest. Raises RefusedError whose reason is the rule that refused.
 
-    Rules, first to last: `request-differs`, `engine`, `page-size`, `ram-blocks`, `capability`, `transport`,
+    Rules, first to last: `version`, `request-differs`, `engine`, `page-size`, `ram-blocks`, `capability`, `transport`,
     `memory-lock`, `memory-cgroup`, `host-memory`, `on-demand-paging`.
     """
+    wire = spoken(source.host, source.wire, destination.host, destination.wire)
     _same_request(source, destination)
     able = [engine for engine in source.engines if engine in destination.engines]
     engine = choose(source.parameters.get("engine", "auto"), able, source.not_from_outside)
@@ -81,7 +86,8 @@ def agree(source: Offer, destination: Offer) -> Agreement:
         why = "over RDMA" if transport == "verbs" else "with xbzrle" if capabilities.get("xbzrle") else ""
         if why and channels > 1:
             channels, lowered = 1, [*lowered, Note("channels", f"1 instead of {channels}: QEMU takes no more {why}")]
-    return Agreement(transport, channels, chunk_size, capabilities, (*notes, *passed_over, *mtu, *lowered), engine)
+    notes = [*notes, *passed_over, *mtu, *lowered]
+    return Agreement(transport, channels, chunk_size, capabilities, tuple(notes), engine, wire)
 
 
 def pins(transport: str, capabilities: Mapping[str, bool]) -> bool:

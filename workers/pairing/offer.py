@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from config.errors import MessageError
 from workers.ram import RamBlock
 from workers.registration.limits import LockLimits
+from workers.wire import UNSAID
 
 VERSION = 1
 SPOKEN = frozenset({VERSION, VERSION - 1} - {0})
@@ -56,6 +57,8 @@ class Offer(BaseModel):
 
     version: int = VERSION
     host: _Word
+    #: What this side's program speaks, see workers/wire.py; a program of before says nothing of it.
+    wire: Annotated[int, Field(ge=1, le=1 << 15)] = UNSAID
     blocks: Annotated[tuple[Block, ...], Field(max_length=64)]
     #: The host's page size: dirty pages of one size cannot be copied by a host of another.
     page_size: Annotated[int, Field(ge=4096, le=1 << 30)]
