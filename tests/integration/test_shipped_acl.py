@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from config.settings import RedisSettings, Settings
 from tasks.app import bell_for
+from tasks.exporter.reading import Reader
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.reconcile import reconcile
 from tasks.records import LocalGuest, Submission
@@ -63,5 +64,7 @@ def test_every_script_and_every_ring_is_allowed(own_redis_server: RedisServer) -
     ledger.abandon("m-1", 1, 0, "")
     assert reconcile(ledger, bell).failures == ()
     assert [record.state for record in ledger.history()] == ["cancelled"]
+    # Who may read every setting of the server could read its passwords: what it syncs is then not known.
+    assert Reader(ledger).read().durable == {"appendonly": True, "maxmemory_policy": True}
     ledger.resign("alpha", Side.SOURCE)
     ledger.close()
