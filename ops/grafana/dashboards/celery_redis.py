@@ -41,6 +41,7 @@ def _redis() -> list[Panel]:
             Query(f'droveway_redis_durable{{check="{check}"}}'),
             steps=ALWAYS_SHOULD,
             runbook="redis-not-durable",
+            nothing="not readable",
         )
         for check in ("appendonly", "appendfsync", "maxmemory_policy")
     ]
