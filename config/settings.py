@@ -382,7 +382,8 @@ class Settings(_Concern):
         """The variables that make a child process read these very settings. Holds the Redis password: never log it."""
         # An empty file: what stands in /etc/droveway.toml must not fill in what is unset here.
         variables = {"DROVEWAY_CONFIG": os.devnull}
-        for concern, values in self.model_dump(mode="json", exclude={"rebalance"}).items():
+        # Defaults are left out: another release may not know the key.
+        for concern, values in self.model_dump(mode="json", exclude={"rebalance"}, exclude_defaults=True).items():
             for key, value in values.items():
                 if value is not None:
                     variables[_variable(f"{concern}.{key}")] = _written(value)

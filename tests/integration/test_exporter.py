@@ -125,7 +125,7 @@ def test_an_evacuation_is_shown_while_it_is_under_way_and_counted_when_it_has_en
         asks = Evacuation("e-1", frozenset({"alpha"}), deadline=ledger.now() + 3600)
         assert ledger.begin_job(Order(Kind.EVACUATION, asks, "why"))[0] is Answer.OK
         found = until_seen(port, 'droveway_jobs{kind="evacuation",state="running"}', 1)
-        assert 3500 < found['droveway_evacuation_deadline_seconds{job="e-1"}'] <= 3600
+        assert 3500 < found['droveway_evacuation_deadline_seconds{evacuation="e-1"}'] <= 3600
         ledger.cancel_job("e-1")
         ledger.note_job("e-1", Step(State.CANCELLED, "enough"))
         found = until_seen(port, 'droveway_jobs{kind="evacuation",state="cancelled"}', 1)
