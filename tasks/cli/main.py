@@ -43,6 +43,7 @@ _COMMANDS = {
     "capabilities": "What a migration can be told: capabilities and parameters.",
     "reconcile": "Settle what was cut off.",
     "config": "The settings in force, and whether they hold.",
+    "doctor": "Whether this host is fit to move guests, and what to do where it is not.",
     "certs": "An authority and certificates for a fleet that has none.",
 }
 

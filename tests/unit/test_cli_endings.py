@@ -147,7 +147,7 @@ def test_usage_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "command",
     ["demo", "worker", "guest start", "guest list", "guest stop", "guest check", "migrate", "status", "cancel", "list",
-     "show", "hosts", "capabilities", "reconcile", "config show", "config check", "certs"],
+     "show", "hosts", "capabilities", "reconcile", "config show", "config check", "certs", "doctor"],
 )  # fmt: skip
 def test_every_help_teaches_by_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*command.split(), "--help") == 0

@@ -42,8 +42,12 @@ def lock_limits() -> LockLimits:
 def lock_limit() -> int | None:
     """RLIMIT_MEMLOCK in bytes; None when it does not bind us (unlimited, or CAP_IPC_LOCK)."""
     soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    privileged = int(_status("CapEff"), 16) >> _CAP_IPC_LOCK & 1
-    return None if privileged or soft == resource.RLIM_INFINITY else soft
+    return None if capable(_CAP_IPC_LOCK) or soft == resource.RLIM_INFINITY else soft
+
+
+def capable(capability: int) -> bool:
+    """Whether this process has a capability (its number in linux/capability.h) in effect."""
+    return bool(int(_status("CapEff"), 16) >> capability & 1)
 
 
 def locked_memory() -> int:

@@ -34,7 +34,7 @@ _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 2, 0x1000
 def facts_for(binary: str, spec: QemuGuestSpec, needs: Needs) -> DestinationFacts:
     """Ask this host's QEMU and kernel. Raises nothing: what cannot be asked is a fact too."""
     known: dict[str, Any] = {}
-    accel_problem = _accelerator_problem(spec.accel)
+    accel_problem = accelerator_problem(spec.accel)
     try:
         with probed(binary, "-accel", spec.accel if not accel_problem else "tcg") as monitor:
             known = _known(monitor)
@@ -125,7 +125,8 @@ def _files(spec: QemuGuestSpec, needs: Needs) -> Iterator[FilePair]:
         yield FilePair(path, path not in once, theirs.get(path), ours, problem)
 
 
-def _accelerator_problem(accel: str) -> str:
+def accelerator_problem(accel: str) -> str:
+    """Why this accelerator does not work here, as the end of a sentence; "" when it does."""
     if accel != "kvm":
         return ""
     try:

@@ -1,0 +1,1 @@
+"""What `droveway doctor` looks at on a host, and what it makes of it."""
