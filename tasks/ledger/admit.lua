@@ -180,7 +180,7 @@ end
 -- that wait: the same }.
 local queues, priorities = {}, {}
 local function enqueue(migration, record, stage)
-  local priority = tonumber(record.priority or 0)
+  local priority = tonumber(record.priority or 30)  -- of before there was one, or written back: a user's
   if not queues[priority] then
     queues[priority] = { [grant] = {}, [admit] = {} }
     table.insert(priorities, priority)
