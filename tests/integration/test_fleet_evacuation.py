@@ -95,7 +95,7 @@ def drained() -> Iterator[Drained]:
                 for number in SIX:
                     spec = MemoryGuestSpec(f"{host}-{number}", 8 * MIB, dirty_rate=2 * MIB, check_rate=4 * MIB)
                     fleet.hosts[host].guests.start(spec)
-            fleet.start()
+            fleet.start(300)  # eight workers, on a machine that may do other things as well
             yield Drained(redis, fleet)
     finally:
         redis.close()
