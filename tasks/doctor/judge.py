@@ -337,7 +337,9 @@ def _workers(facts: Facts) -> Iterator[Finding]:
         yield Finding("workers", State.OK, "one of each role runs here")
     else:
         seen = f"only the {running[0]} worker runs here" if running else "none runs here"
-        yield Finding("workers", State.WARN if running else State.SKIP, seen, "systemctl start droveway-worker")
+        yield Finding(
+            "workers", State.WARN if running else State.SKIP, seen, "systemctl start droveway-worker (ops/systemd)"
+        )
 
 
 # --- certificates -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pydantic import SecretStr
 
 from config.errors import DrovewayError, HostError, UnreachableError
 from config.redis import coordination_client, reaching_redis
-from config.settings import RedisSettings, Settings, TlsSettings
+from config.settings import HostSettings, RedisSettings, Settings, TlsSettings
 from tasks.app import bell_for
 from tasks.cli.guest import announce
 from tasks.cli.main import main
@@ -229,3 +230,18 @@ def test_passwords_that_are_in_use_are_not_overwritten(shipped: Shipped) -> None
     assert again.returncode == 1
     assert "there already" in again.stderr
     assert not (shipped.pki / "new").exists()
+
+
+def test_a_doctor_finds_nothing_against_them(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = {each: shipped.pki / f"alpha.{end}" for each, end in (("certificate", "pem"), ("key", "key"))}
+    files = TlsSettings(ca=shipped.pki / "ca.pem", **tls)
+    host = HostSettings(name="alpha", state_dir=tmp_path, metrics_source_port=0, metrics_destination_port=0)
+    for name, value in Settings(redis=shipped.settings(), tls=files, host=host).environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["doctor", "--json"])
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    for check in ("Redis", "Redis' durability", "Redis' rights", "certificate of tls", "certificate of redis"):
+        assert found[check]["state"] == "ok", found[check]
