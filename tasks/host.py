@@ -40,6 +40,8 @@ log = logging.getLogger("droveway.host")
 
 #: Seconds in which one look for what can be admitted is enough: every heartbeat asks for one, and a fleet has many.
 _LOOKED = 1.0
+#: The part of an interval in which one pass over the fleet is enough: a worker that is alone is not late for its own.
+_OF_AN_INTERVAL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +199,13 @@ class HostService:
         admit(self.ledger, self.bell, _LOOKED)
 
     def look_over(self) -> None:
-        """One pass over the fleet, and over this host's own attempts. Raises UnreachableError."""
-        for finding in reconcile(self.ledger, self.bell).findings:
-            log.info("%s: %s: %s", finding.migration, finding.action, finding.reason)
+        """One pass over this host's own attempts, and one over the fleet unless somebody has just made it.
+
+        Raises UnreachableError.
+        """
+        if self.ledger.look_over(self.reconcile_interval * _OF_AN_INTERVAL):
+            for finding in reconcile(self.ledger, self.bell).findings:
+                log.info("%s: %s: %s", finding.migration, finding.action, finding.reason)
         self.settle_own()
 
     def _tick(self) -> None:

@@ -31,8 +31,8 @@ def submit(
     `fleet`: as it was read already, when much is asked for at once. `job`: the one that asks. `priority`: other
     than what the request says itself. Raises RequestError, RefusedError, UnreachableError. Follow with `admit`.
     """
-    if ledger.find(request.migration) is not None:
-        return _known(ledger, request)
+    if (before := ledger.find(request.migration)) is not None:
+        return _taken_back(ledger, before, job) if job and before.job is None else _known(ledger, request)
     submission = judge(request, ledger.fleet() if fleet is None else fleet)
     asks = submission.priority if priority is None else priority
     answer, detail = ledger.submit(replace(submission, job=job, priority=asks))
@@ -142,6 +142,22 @@ def _known(ledger: Ledger, request: MigrateRequest) -> str:
     if record is not None and (record.guest, record.destination.host) != (request.guest, request.destination):
         raise _other(request)
     return request.migration
+
+
+def _taken_back(ledger: Ledger, record: MigrationRecord, job: str) -> str:
+    """A move of `job` that Redis had lost, and that a host has written back without it."""
+    submission = Submission(
+        record.migration,
+        record.guest,
+        record.source.host,
+        record.destination.host,
+        record.memory,
+        record.capabilities,
+        record.parameters,
+        job=job,
+    )
+    ledger.submit(submission)
+    return record.migration
 
 
 def _other(request: MigrateRequest) -> RequestError:

@@ -35,7 +35,7 @@ BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
 #: Seconds for which nobody else takes a step while a solver looks for places: all would look for the same ones.
 _SOLVING = 60.0
 #: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
-_LASTING = frozenset({"capability", "memory-lock"})
+_LASTING = frozenset({"capability", "memory-lock", "version"})
 
 
 def take_steps(ledger: Ledger, bell: Bell) -> bool:

@@ -187,6 +187,10 @@ class Ledger:
         """The worker of a role stops."""
         self._run("resign", host, side)
 
+    def look_over(self, seconds: float) -> bool:
+        """Whether it is the caller's turn to look over the whole record; nobody else's for so many seconds then."""
+        return Answer(_decoded(self._run("look_over", max(1, round(seconds * 1000))))) is Answer.OK
+
     def prune(self) -> None:
         """Drop from the indexes what is gone."""
         self._run("prune")

@@ -21,6 +21,7 @@
 --   served                  hash    H → its mark in bytes, by which sources share; '': where the latest one stood
 --   measured                hash    H → bytes/s that a stream from it or to it reached lately
 --   looked                  string  while it is there, somebody has just looked whether anything can be admitted
+--   looked:over             string  while it is there, somebody has just looked the whole record over
 --   reserved:H              hash    M → bytes
 --   blockers                hash    guest:G | host:H (neither leaves nor comes) | cordon:H (nobody comes) → JSON: reason,
 --                                   since (ms), expires (ms, or 0: never)

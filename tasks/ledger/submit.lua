@@ -10,6 +10,13 @@ local migration, guest, source, destination = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job, refusal = ARGV[11], ARGV[12]
 local before = read(record_key(migration))
 if before then
+  -- A move of this job that Redis lost and a host wrote back: only the job makes this id. It counts as an attempt again;
+  -- else the job would ask for it for ever.
+  if job ~= '' and not before.job and before.guest == guest and redis.call('SISMEMBER', OPEN_JOBS, job) == 1 then
+    redis.call('HSET', record_key(migration), 'job', job)
+    redis.call('HSET', job_moves_key(job), migration, guest)
+    return { 'EXISTS' }
+  end
   if before.guest == guest and before.destination == destination then return { 'EXISTS' } end
   return { 'OTHER' }
 end

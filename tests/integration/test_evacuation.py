@@ -19,9 +19,9 @@ from tasks.ledger.ledger import Answer, Ledger
 from tasks.planning.evacuating import Evacuation
 from tasks.planning.evacuation import Solver
 from tasks.planning.job import Fate, State, Step
-from tasks.records import Kept, Submission
+from tasks.records import Kept, LocalGuest, Submission
 from tasks.steps import cancel, snapshot, take_step
-from tests.integration.console import GIB
+from tests.integration.console import GIB, OFFERED
 from tests.integration.scripted_fleet import BELL, beat, end, stepped
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
@@ -73,6 +73,37 @@ def test_steps_that_are_taken_again_ask_for_nothing_twice(ledger: Ledger) -> Non
     assert stepped(ledger, "e-1").moves == first.moves
     take_step(ledger, BELL, "e-1")  # not its turn
     assert snapshot(ledger, "e-1").moves == first.moves
+
+
+def test_a_move_that_redis_lost_and_a_host_wrote_back_is_an_attempt_again_once_it_has_failed(
+    own_redis_server: RedisServer, ledger: Ledger
+) -> None:
+    started(ledger, "beta")
+    with own_redis_server.client() as client:
+        kept = {key: client.dump(key) for key in client.scan_iter()}
+        stepped(ledger, "e-1")
+        (lost,) = ledger.open()
+        client.flushall()
+        for key, value in kept.items():
+            client.restore(key, 0, value)
+    assert lost.epoch is not None
+    made = lost.migration, lost.guest, lost.epoch
+    ends = ((side, lost.side(side).host, lost.side(side.peer).host) for side in Side)
+    jobs = [Job(*made, side, "n", host, peer, GIB, {}, {}) for side, host, peer in ends]
+    for job in jobs:
+        guests = [LocalGuest("b1", GIB, lost.epoch)] if job.side is Side.SOURCE else []
+        ledger.heartbeat(job.host, job.side, OFFERED, [job], guests)
+    assert stepped(ledger, "e-1").guests["b1"].fate is Fate.MOVING
+    for job in jobs:
+        ledger.finish(job.ticket, Status(outcome="failed", reason="peer-lost"))
+    stepped(ledger, "e-1")
+    assert lost.migration in snapshot(ledger, "e-1").moves
+    stepped(ledger, "e-1")
+    (again,) = ledger.open()
+    assert again.migration != lost.migration
+    assert again.destination.host != lost.destination.host
+    end(ledger, "completed")
+    assert stepped(ledger, "e-1").state is State.COMPLETED
 
 
 def test_a_guest_whose_moves_fail_goes_elsewhere_and_is_given_up_after_three(ledger: Ledger) -> None:

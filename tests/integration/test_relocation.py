@@ -23,7 +23,7 @@ from tasks.planning.moves import Move
 from tasks.planning.rebalancing import Policy
 from tasks.planning.relocating import Relocation
 from tasks.rebalance import begin_moves, begin_rebalance, planned
-from tasks.records import Kept, Submission
+from tasks.records import Kept, LocalGuest, Submission
 from tasks.restore import begin_return, open_hosts
 from tasks.restore import planned as planned_return
 from tasks.steps import cancel, snapshot, take_step
@@ -31,6 +31,7 @@ from tests.integration.console import GIB, OFFERED
 from tests.integration.scripted_fleet import BELL, beat, end, lived, stepped
 from tests.redis_server import RedisServer
 from workers.pairing.contract import Side
+from workers.wire import WIRE
 
 GUESTS = {"alpha": ("a1", "a2", "a3"), "beta": ("b1",), "gamma": (), "delta": ()}
 
@@ -146,17 +147,21 @@ def test_a_move_that_fails_is_tried_on_the_same_host_until_it_is_given_up(ledger
     assert (record.state, record.guests["a1"].reason) == (State.FAILED, "peer-lost")
 
 
+@pytest.mark.parametrize(
+    ("offered", "rule"), [({"capabilities": "[]"}, "capability"), ({"wire": str(WIRE + 2)}, "version")]
+)
 def test_what_admission_refuses_for_good_is_an_attempt_that_failed_and_not_asked_for_without_end(
-    ledger: Ledger,
+    ledger: Ledger, offered: dict[str, str], rule: str
 ) -> None:
     for side in Side:
-        ledger.heartbeat("gamma", side, OFFERED | {"capabilities": "[]"}, [], [])
+        ledger.heartbeat("alpha", side, OFFERED | {"wire": str(WIRE)}, [], [LocalGuest("a1", GIB, 0)])
+        ledger.heartbeat("gamma", side, OFFERED | {"wire": str(WIRE)} | offered, [], [])
     job = rebalancing(ledger, "a1 alpha gamma")
     for _ in range(3):
         record = stepped(ledger, job)
     refused = [each.reason for each in ledger.moves_of(record)]
-    assert (record.state, refused) == (State.FAILED, ["capability"] * 3)
-    assert record.guests["a1"].reason == "capability"
+    assert (record.state, refused) == (State.FAILED, [rule] * 3)
+    assert record.guests["a1"].reason == rule
     assert under_way(ledger) == []
 
 

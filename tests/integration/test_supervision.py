@@ -315,6 +315,23 @@ def test_an_attempt_whose_directory_is_gone_is_settled_all_the_same(
     ended(alpha, "failed")
 
 
+def test_the_fleet_is_looked_over_by_one_of_its_workers_in_an_interval(
+    alpha: Alpha, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass reads all records: did each of two thousand workers make it, Redis would do nothing else."""
+    alpha.service.stop()
+    workers = [alpha.worker() for _ in range(4)]
+    passes: list[float] = []
+    monkeypatch.setattr(alpha.ledger, "prune", lambda: passes.append(time.monotonic()))
+    for worker in workers:
+        worker.reconcile_interval = 2.0
+    for count in (1, 2):
+        for worker in workers:
+            worker.look_over()
+        assert len(passes) == count
+        time.sleep(2.0)
+
+
 def test_a_second_worker_of_the_same_role_is_refused(alpha: Alpha) -> None:
     with pytest.raises(HostError, match="source worker runs on this host already"):
         alpha.worker().start()
