@@ -55,6 +55,12 @@ def test_every_file_that_is_mounted_is_there(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", ours())
+def test_what_is_built_is_there(service: str) -> None:
+    build = ours()[service]["build"]
+    assert (OPS / build["context"] / build["dockerfile"]).is_file()
+
+
+@pytest.mark.parametrize("service", ours())
 def test_settings_are_settings(service: str) -> None:
     environment = {key: value.replace("${REDIS_PASSWORD:-", "").replace("}", "") for key, value in _given(service)}
     settings = load_settings(Path(os.devnull), environment)
