@@ -198,6 +198,11 @@ def _state_trouble(state: Directory) -> tuple[bool, State, str]:
             "name a host.state_dir on a disk of this host: what is synced to a server may be another's tomorrow",
         ),
         (
+            state.filesystem == "overlay",
+            State.WARN,
+            "mount a volume there: a container's own layer goes with the container, and the journals with it",
+        ),
+        (
             state.synced is not None and state.synced > _SLOW_DISK,
             State.WARN,
             "move it to a faster disk: two such writes are part of every downtime",

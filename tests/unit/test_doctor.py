@@ -125,6 +125,7 @@ def test_a_sound_host_has_nothing_to_be_told() -> None:
         ("state directory", changed("state", filesystem="tmpfs"), "fail", "tmpfs", "outlive a reboot"),
         ("state directory", changed("state", free=1 << 20), "fail", "1.00 MiB free", "make room"),
         ("state directory", changed("state", filesystem="nfs4"), "warn", "nfs4", "of this host"),
+        ("state directory", changed("state", filesystem="overlay"), "warn", "overlay", "volume"),
         ("state directory", changed("state", synced=0.4), "warn", "400.0 ms", "faster disk"),
         (
             "ports",
