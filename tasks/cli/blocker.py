@@ -22,6 +22,8 @@ def command() -> None:
 
     A pinned guest stays where it is. A pinned host keeps its guests and takes none (`droveway cordon` only keeps new
     ones away). What is queued already ends as failed, `pinned`; what is moving goes on to its end.
+
+    What hosts themselves find to be in a guest's way, `droveway check` says.
     """
 
 
@@ -54,7 +56,12 @@ def add(
 @json_option
 @click.pass_context
 def delete(context: click.Context, kept: str, name: str, as_json: bool) -> None:
-    """Let the guest or host NAME move again."""
+    """Let the guest or host NAME move again.
+
+    \b
+    Example:
+      droveway blocker del guest billing
+    """
     with invocation_of(context).ledger() as ledger:
         if not unpin(ledger, *kept_and_name(kept, name)):
             raise RefusedError(f"{kept} {name} is not pinned; `droveway blocker list` shows what is.", "not-pinned")

@@ -43,8 +43,10 @@ def command(
     """Could GUEST move to HOST? A dry run: nothing is reserved, and the guest is not touched.
 
     The workers of both hosts look at what they have, and every blocker that either sees is listed with what to do about
-    it; so is what would refuse the request at once (no room, no worker, already migrating). A migration that has any of
-    them is refused with the reason `blocked` before its guest is touched.
+    it; so is what would refuse the request at once (no room, no worker, already migrating). A migration that has any
+    blocker is refused with the reason `blocked` before its guest is touched.
+
+    What a memory guest found in its own memory, `droveway guest check` says.
 
     Ends with exit code 0 when it could move, 3 when something stands in the way, 5 when a worker does not answer.
 

@@ -282,7 +282,7 @@ command.add_command(console)
 @json_option
 @click.pass_context
 def check(context: click.Context, name: str, full: bool, as_json: bool) -> None:
-    """Ask a guest what its own checks found, and the longest time in which it could not work.
+    """Ask a memory guest what its own checks found, and the longest time in which it could not work.
 
     Ends with exit code 6 when any page is corrupt.
 

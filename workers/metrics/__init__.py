@@ -1,1 +1,1 @@
-"""What is measured: names, timelines, the exporter."""
+"""What is measured: names, timelines, and a worker's own exporter (the fleet's is tasks/exporter)."""
