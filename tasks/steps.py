@@ -128,7 +128,9 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
     ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
     for migration in ending:
         ledger.cancel(
-            migration, f"{record.job} takes it back: it was cancelled, gives way, or waits for a host that is silent."
+            migration,
+            f"{record.job} takes it back: the job was cancelled, gives way or is past its deadline, or the move waits"
+            " for a host that is silent.",
         )
     if found.asks or ending:
         admit(ledger, bell)

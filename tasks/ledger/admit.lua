@@ -120,9 +120,17 @@ local function explain(migration, record, reason)
   event(migration, 'waiting')
 end
 
+-- A source that nobody speaks for would not hear that it may send, and the links would be idle for it.
+local function unheard(record)
+  local lease = record['lease:source']
+  if not lease then return deserted(record.source, 'source') end
+  if tonumber(lease) < now then return 'the worker on ' .. record.source .. ' no longer renews its lease' end
+end
+
 -- A migration that prepares: whether it was let onto the links.
 local function grant(migration, record)
-  local reason, rate, crossed = congested(record)
+  local reason, rate, crossed = unheard(record)
+  if not reason then reason, rate, crossed = congested(record) end
   if reason then
     explain(migration, record, 'prepared; ' .. reason)
     return false

@@ -30,6 +30,8 @@ if side == 'source' and outcome == 'completed' and bulk and (bulk.sent or 0) >= 
   end
 end
 release(migration, record, side)
+-- Whatever the other side is at, nothing is sent any more: a source that lost its power may not say so for days.
+leave_links(migration, record)
 if ENDED[record.state] then
   close(migration, record)
   event(migration, 'outcome')

@@ -54,7 +54,10 @@ local function hold(attempt)
   -- Who was let on goes on, whatever Redis remembers. What it takes of shared links is not known any more: that much may
   -- be given out once too often, until it ends.
   if attempt.granted == '1' then
-    redis.call('SADD', streams_key(host, attempt.side), attempt.migration)
+    -- Unless the other side has ended: nothing is sent any more.
+    if not (record['outcome:source'] or record['outcome:destination']) then
+      redis.call('SADD', streams_key(host, attempt.side), attempt.migration)
+    end
     redis.call('ZREM', PREPARED, attempt.migration)
     if not record.granted then redis.call('HSET', key, 'granted', now) end
   elseif not record.granted then

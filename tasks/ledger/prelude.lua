@@ -117,7 +117,6 @@ end
 
 -- Off the links: somebody else may send. Its slots are kept until each side has let go of memory.
 local function leave_links(migration, record)
-  redis.call('ZREM', PREPARED, migration)
   for _, side in ipairs(SIDES) do redis.call('SREM', streams_key(record[side], side), migration) end
   for _, link in ipairs(cjson.decode(record.crosses or '[]')) do redis.call('HDEL', prefix .. link, migration) end
 end
@@ -141,6 +140,7 @@ local function finalise(migration, record, state, reason, message)
   redis.call('HSET', record_key(migration), 'state', state, 'finished', now, 'reason', reason, 'message', message)
   redis.call('HDEL', record_key(migration), 'waiting')
   redis.call('ZREM', WAITING, migration)
+  redis.call('ZREM', PREPARED, migration)
   leave_links(migration, record)
   local guest = read(guest_key(record.guest))
   if guest and guest.active == migration then

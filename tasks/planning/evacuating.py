@@ -26,7 +26,7 @@ from tasks.planning.job import (
     outcome,
     refused,
     standing,
-    stranded,
+    taken_back,
     under_way,
 )
 from tasks.planning.moves import Move
@@ -74,9 +74,9 @@ def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: 
         standings |= _planned_anew(asked, closed, asks, standings)
     all_done, none = "all {done} guests have left", "there was no guest"
     state, reason = outcome(standings, stopping=stopping, cancelled=asked.cancelled, all_done=all_done, none=none)
-    open_ones = sorted(name for name, each in had.items() if under_way(each))
-    cancels = open_ones if asked.cancelled else [name for name in open_ones if stranded(had[name][-1], closed)]
-    return Step(state, reason, standings, asks, tuple(cancels))
+    open_ones = {name: each[-1] for name, each in had.items() if under_way(each)}
+    cancels = [name for name, last in open_ones.items() if asked.cancelled or taken_back(last, closed, stopping)]
+    return Step(state, reason, standings, asks, tuple(sorted(cancels)))
 
 
 def _standing(asked: Evacuation, cluster: Cluster, name: str, had: list[Attempt]) -> Standing:

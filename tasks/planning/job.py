@@ -127,10 +127,11 @@ def under_way(had: list[Attempt]) -> bool:
     return bool(had) and had[-1].open
 
 
-def stranded(attempt: Attempt, cluster: Cluster) -> bool:
-    """Whether it waits for a host that nobody speaks for: it might do so for ever, and others would take the guest."""
+def taken_back(attempt: Attempt, cluster: Cluster, stopping: str) -> bool:
+    """Whether a move that nobody has begun is not to be begun: the job is `stopping`, or its destination is a host that
+    nobody speaks for: it might wait for that for ever, and others would take the guest."""
     host = cluster.hosts.get(attempt.destination)
-    return attempt.queued and (host is None or host.stale)
+    return attempt.queued and (bool(stopping) or host is None or host.stale)
 
 
 def standing(cluster: Cluster, name: str, had: list[Attempt], budget: int, arrived: str) -> Standing:

@@ -26,7 +26,7 @@ from tasks.planning.job import (
     outcome,
     refused,
     standing,
-    stranded,
+    taken_back,
     under_way,
 )
 from tasks.planning.moves import Move, begin
@@ -80,8 +80,8 @@ def step(asked: Relocation, cluster: Cluster, attempts: Iterable[Attempt], now: 
         none="there was no guest to move",
     )
     open_ones = [move.guest for move in asked.moves if under_way(had.get(move.guest, []))]
-    taken_back = [name for name in open_ones if _taken_back(asked, had[name][-1], cluster)]
-    return Step(state, reason, standings, asks, tuple(sorted(taken_back)))
+    cancels = [name for name in open_ones if asked.cancelled or taken_back(had[name][-1], cluster, stopping)]
+    return Step(state, reason, standings, asks, tuple(sorted(cancels)))
 
 
 def near(cluster: Cluster, moves: Iterable[Move]) -> Cluster:
@@ -104,10 +104,6 @@ def _stopping(asked: Relocation, now: float) -> str:
     if asked.gave_way:
         return f"it gave way to {asked.gave_way}, which empties hosts"
     return "its deadline has passed" if asked.deadline is not None and now >= asked.deadline else ""
-
-
-def _taken_back(asked: Relocation, attempt: Attempt, cluster: Cluster) -> bool:
-    return asked.cancelled or (attempt.queued and bool(asked.gave_way)) or stranded(attempt, cluster)
 
 
 def _standing(asked: Relocation, cluster: Cluster, move: Move, had: list[Attempt]) -> Standing:

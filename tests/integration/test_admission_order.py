@@ -174,6 +174,44 @@ def test_a_stream_that_is_faster_than_a_shared_link_gets_what_that_carries(ledge
     assert snapshot(ledger, alone).rate == 500
 
 
+def test_a_shared_link_is_free_once_the_destination_has_given_up_though_its_source_says_nothing(ledger: Ledger) -> None:
+    """Its host has lost its power, and may be back in a week: the others of its rack are to leave meanwhile."""
+    for source in ("alpha", "beta"):
+        beat(ledger, source, bandwidth="1000", uplink="rack-1", uplink_bandwidth="1000")
+    lost, later = ask(ledger, "alpha", 0), ask(ledger, "beta", 0, to="other")
+    ledger.admit()
+    assert snapshot(ledger, later).waiting == "the shared link rack-1 is full"
+    record = snapshot(ledger, lost)
+    assert record.epoch is not None
+    for side, nonce in ((Side.SOURCE, "s"), (Side.DESTINATION, "d")):
+        ends = record.side(side).host, record.side(side.peer).host
+        job = Job(lost, record.guest, record.epoch, side, nonce, *ends, GIB, {}, {})
+        ledger.claim(job.ticket)
+    ledger.finish(job.ticket, Status(outcome="failed", reason="peer-lost"))
+    ledger.admit()
+    assert not snapshot(ledger, lost).ended, "only its source knows where the guest is"
+    assert snapshot(ledger, later).granted is not None
+
+
+def test_what_has_prepared_on_a_host_that_is_silent_now_keeps_the_link_from_nobody(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    for host in (*SOURCES, "target"):
+        beat(ledger, host, ahead="2")
+    first, silent, second = (ask(ledger, source, 0) for source in SOURCES)
+    ledger.admit()
+    assert (sending(ledger), sorted(prepared(ledger))) == ([first], [silent, second])
+    with redis_server.client() as client:
+        client.hset(f"order:migration:{silent}", "lease:source", 1)
+    end(ledger, first)
+    assert (sending(ledger), prepared(ledger)) == ([second], [silent])
+    assert snapshot(ledger, silent).waiting == "prepared; the worker on beta no longer renews its lease"
+    with redis_server.client() as client:
+        client.hdel(f"order:migration:{silent}", "lease:source")
+    end(ledger, second)
+    assert sending(ledger) == [silent]
+
+
 def test_what_was_cancelled_while_it_prepared_is_never_let_on_and_leaves_nothing(ledger: Ledger) -> None:
     for host in ("alpha", "target"):
         beat(ledger, host, ahead="1")

@@ -174,6 +174,21 @@ def test_a_cordon_that_somebody_set_before_keeps_its_reason(ledger: Ledger) -> N
     assert ledger.fleet().pins[Kept.CORDON, "alpha"].reason == "a leak"
 
 
+def test_past_its_deadline_nothing_is_begun_though_it_was_asked_for_before(
+    own_redis_server: RedisServer, ledger: Ledger
+) -> None:
+    started(ledger, "alpha")
+    stepped(ledger, "e-1")
+    states = {each.guest: each.state for each in ledger.open()}
+    assert sorted(states.values()) == ["queued", "setup"]  # alpha has one slot
+    with own_redis_server.client() as client:
+        client.hset("droveway:job:e-1", "deadline", round(ledger.now() * 1000) - 1)
+    record = stepped(ledger, "e-1")
+    assert (record.state, [each.state for each in ledger.open()]) == (State.ENDING, ["setup"])
+    assert end(ledger, "completed") == [guest for guest, state in states.items() if state == "setup"]
+    assert stepped(ledger, "e-1").state is State.PARTIAL
+
+
 def test_a_deadline_that_has_passed_ends_it_with_what_was_done(ledger: Ledger) -> None:
     begin(ledger, replace(Evacuation("e-1", frozenset({"alpha"})), deadline=ledger.now() - 1), "late")
     record = stepped(ledger, "e-1")

@@ -110,6 +110,13 @@ def test_past_its_deadline_what_moves_goes_on_and_the_rest_stays() -> None:
     assert (found.state, found.reason) == (State.PARTIAL, "its deadline has passed; 5 of 6 guests stay")
 
 
+def test_past_its_deadline_a_move_that_waits_for_a_slot_is_taken_back_and_not_begun() -> None:
+    moving = [replace(guest(name), moving_to="b") for name in ("g1", "g2")]
+    had = [Attempt("g1", "b", 1, open=True), Attempt("g2", "b", 1, open=True, queued=True)]
+    assert step(evacuation("a", deadline=NOW + 1), fleet(*moving), had, NOW).cancels == ()
+    assert step(evacuation("a", deadline=NOW), fleet(*moving), had, NOW).cancels == ("g2",)
+
+
 def test_no_more_are_under_way_at_once_than_was_asked_for() -> None:
     world = World(fleet(*(guest(f"g{number}", memory=4) for number in range(9))), evacuation("a", most_at_once=2))
     while world.step().state not in ENDED:

@@ -151,6 +151,13 @@ def test_no_host_is_given_more_than_its_slots_take_in_two_waves() -> None:
     assert len(step(asked, fleet(*guests, hosts="abcdefz", inbound=2), had, NOW).asks) == 2
 
 
+def test_past_its_deadline_what_is_queued_is_taken_back() -> None:
+    moving = [replace(guest(name), moving_to="b") for name in ("g1", "g2")]
+    had = [Attempt("g1", "b", 1, open=True), Attempt("g2", "b", 1, open=True, queued=True)]
+    for deadline, cancels in ((NOW + 1, ()), (NOW, ("g2",))):
+        assert step(relocation("g1 a b", "g2 a b", deadline=deadline), fleet(*moving), had, NOW).cancels == cancels
+
+
 def test_it_gives_way_to_an_evacuation_what_waits_is_refused_and_what_is_queued_taken_back() -> None:
     moving = [replace(guest(name), moving_to="b") for name in ("g1", "g2")]
     had = [Attempt("g1", "b", 1, open=True), Attempt("g2", "b", 1, open=True, queued=True)]
