@@ -49,6 +49,10 @@ def submit(
             raise _other(request)
         case Answer.ENDED:
             raise RefusedError(f"{job} has ended or was cancelled; it asks for nothing more.", "ended")
+        case Answer.FULL:
+            raise RefusedError(
+                f"{job} has as many moves under way as it may; one of its next steps asks again.", "full"
+            )
     return request.migration
 
 

@@ -68,6 +68,7 @@ class Answer(StrEnum):
     BUSY = "BUSY"
     MOVED = "MOVED"
     OCCUPIED = "OCCUPIED"
+    FULL = "FULL"
 
 
 class Ledger:
@@ -87,7 +88,7 @@ class Ledger:
     # --- the life of a migration --------------------------------------------------------------------------------------
 
     def submit(self, submission: Submission, refusal: RefusedError | None = None) -> tuple[Answer, str]:
-        """OK | EXISTS | OTHER | UNKNOWN | BUSY, migration | MOVED, host | ENDED (its job).
+        """OK | EXISTS | OTHER | UNKNOWN | BUSY, migration | MOVED, host | ENDED, FULL (its job).
 
         With `refusal` the record ends at once.
         """

@@ -5,7 +5,8 @@
 --         already: reason, message
 --
 -- → OK | EXISTS (the same request came before) | OTHER (the id belongs to another request)
---   | UNKNOWN (no such guest) | BUSY, migration | MOVED, host | ENDED (the job)
+--   | UNKNOWN (no such guest) | BUSY, migration | MOVED, host | ENDED (the job) | FULL (the job has as many under way as it
+--   may have at once: of two steps that looked at the same time, each counts without the other's)
 local migration, guest, source, destination = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job, refusal = ARGV[11], ARGV[12]
 local before = read(record_key(migration))
@@ -21,8 +22,16 @@ if before then
   return { 'OTHER' }
 end
 if job ~= '' then
-  local asks = redis.call('HMGET', job_key(job), 'state', 'cancel', 'gave_way')
+  local asks = redis.call('HMGET', job_key(job), 'state', 'cancel', 'gave_way', 'request')
   if not asks[1] or ENDED_JOB[asks[1]] or asks[2] or asks[3] then return { 'ENDED' } end
+  local most = cjson.decode(asks[4]).max_parallel or 0
+  if most > 0 and not refusal then
+    for _, other in ipairs(redis.call('HKEYS', job_moves_key(job))) do
+      local state = redis.call('HGET', record_key(other), 'state')
+      if state and not ENDED[state] then most = most - 1 end
+    end
+    if most <= 0 then return { 'FULL' } end
+  end
 end
 if not refusal then
   local known = read(guest_key(guest))

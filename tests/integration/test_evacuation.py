@@ -15,12 +15,13 @@ import pytest
 from config.errors import RefusedError
 from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.evacuate import begin
+from tasks.jobs import JobRecord
 from tasks.ledger.ledger import Answer, Ledger
 from tasks.planning.evacuating import Evacuation
 from tasks.planning.evacuation import Solver
 from tasks.planning.job import Fate, State, Step
-from tasks.records import Kept, LocalGuest, Submission
-from tasks.steps import cancel, snapshot, take_step
+from tasks.records import Fleet, Kept, LocalGuest, Submission
+from tasks.steps import _submit, cancel, snapshot, take_step
 from tests.integration.console import GIB, OFFERED
 from tests.integration.scripted_fleet import BELL, beat, end, stepped
 from tests.redis_server import RedisServer
@@ -172,6 +173,31 @@ def test_a_cordon_that_somebody_set_before_keeps_its_reason(ledger: Ledger) -> N
     ledger.pin(Kept.CORDON, "alpha", "a leak")
     started(ledger, "alpha")
     assert ledger.fleet().pins[Kept.CORDON, "alpha"].reason == "a leak"
+
+
+def test_two_steps_at_once_do_not_ask_for_more_than_may_move_at_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(ledger, "alpha", most_at_once=1)
+
+    def overtaken() -> None:
+        """Another step is taken since this one has looked, by somebody who sees the fleet otherwise."""
+        monkeypatch.undo()
+        ledger.pin(Kept.GUEST, "a1", "a while")
+        stepped(ledger, "e-1")
+        ledger.unpin(Kept.GUEST, "a1")
+
+    def late(ledger: Ledger, found: Step, fleet: Fleet, record: JobRecord) -> None:
+        assert [ask.move.guest for ask in found.asks] == ["a1"]
+        overtaken()
+        _submit(ledger, found, fleet, record)
+
+    monkeypatch.setattr("tasks.steps._submit", late)
+    stepped(ledger, "e-1")
+    assert [each.guest for each in ledger.open()] == ["a2"]
+    assert end(ledger, "completed") == ["a2"]
+    stepped(ledger, "e-1")
+    assert [each.guest for each in ledger.open()] == ["a1"]
 
 
 def test_past_its_deadline_nothing_is_begun_though_it_was_asked_for_before(
