@@ -26,6 +26,9 @@ log = logging.getLogger("droveway.supervise")
 #: Seconds between two looks of a source that is prepared, and waits to be let onto the links: they are idle meanwhile.
 _LOOK_FOR_LINKS = 0.2
 
+#: Reasons of an end that only the mover's own log explains, and that log goes with the attempt.
+_UNEXPLAINED = (DrovewayError.reason, "mover-died")
+
 #: Finishes what a mover that died left behind, from this host's journal; the status that says how it ended, or
 #: `unresolved`. Raises DrovewayError: then it is tried again later.
 Settle = Callable[[Attempt], Status]
@@ -110,6 +113,7 @@ class Supervisor:
                 self.ledger.renew(job.ticket, status)
             elif self._finish(job, status):
                 self.metrics.ended(job.side, status)
+                _tell_last_words(attempt, status)
                 attempt.remove()
         finally:
             self.metrics.left(job.side, name)
@@ -205,3 +209,8 @@ def _tell(job: Job, told: _Told, status: Status) -> None:
         figures = {name: each.get(name) for name in ("kind", "bytes", "sent", "seconds", "dirty", "verdict")}
         log.info("round %d: %s", each["index"], each.get("reason", "done"), extra=figures)
     told.rounds = len(status.rounds)
+
+
+def _tell_last_words(attempt: Attempt, status: Status) -> None:
+    if status.reason in _UNEXPLAINED and (said := attempt.last_words()):
+        log.error("%s: the last words of its mover:\n%s", attempt.directory.name, said)

@@ -36,6 +36,7 @@ from workers.pairing.contract import Side, Ticket
 
 VERSION = 1
 _LOOK = 0.02  # s between two looks at a mover that cannot be waited on
+_LAST_WORDS = 4096  # bytes of a mover's log that outlive it
 #: The mover's command; its directory follows as the only argument.
 MOVER = (sys.executable, "-m", "workers.mover")
 
@@ -270,6 +271,15 @@ class Attempt:
         finally:
             if handle is not None:
                 os.close(handle)
+
+    def last_words(self) -> str:
+        """The end of the mover's log, "" when there is none."""
+        try:
+            with (self.directory / "log").open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_WORDS))
+                return log.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
 
     def remove(self) -> None:
         """Forget the attempt."""

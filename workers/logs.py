@@ -2,19 +2,24 @@
 
 A line that concerns a migration carries `migration`, `guest`, `host`, `role` and `phase` (`about`), so that one
 question to whatever collects the lines of all hosts tells a migration from end to end. Levels are by who reads them:
-info tells the course of things, warning what heals by itself, error what somebody has to look at.
+info tells the course of things, warning what heals by itself, error what somebody has to look at. No line holds the
+password of a Redis URL, whoever quotes it, nor a variable's value that nobody asked to log.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
 from config.settings import WorkerSettings
 from workers.attempt import Job
+
+_PASSWORD = re.compile(r"(\brediss?://[^:@/\s]*:)[^@/\s]+(?=@)")
 
 
 def configure(settings: WorkerSettings) -> None:
@@ -27,12 +32,14 @@ def configure(settings: WorkerSettings) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso"),
     ]
-    last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *([structlog.dev.ConsoleRenderer()] if console else last),
+            # Before it is drawn: structlog would show people each frame's variables, in colours that hide a URL.
+            structlog.processors.format_exc_info,
+            _mask,
+            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
         ],
     )
     handler = logging.StreamHandler()
@@ -41,6 +48,15 @@ def configure(settings: WorkerSettings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(True)  # a line that is no JSON ends whatever reads them
+
+
+def masked(text: str) -> str:
+    """The text without the passwords of Redis URLs in it."""
+    return _PASSWORD.sub(r"\1***", text)
+
+
+def _mask(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {name: masked(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def about(job: Job, phase: str) -> None:

@@ -236,8 +236,10 @@ def test_an_end_that_came_while_nobody_looked_is_told(alpha: Alpha) -> None:
     ended(alpha, "completed")
 
 
-def test_a_mover_that_died_is_settled_from_the_journal(alpha: Alpha) -> None:
+def test_a_mover_that_died_is_settled_from_the_journal(alpha: Alpha, caplog: pytest.LogCaptureFixture) -> None:
     moving(alpha)
+    (attempt,) = alpha.attempts()
+    (attempt.directory / "log").write_text("a" * 5000 + " MemoryError")
     settled = []
 
     def settle(attempt: Attempt) -> Status:
@@ -250,6 +252,10 @@ def test_a_mover_that_died_is_settled_from_the_journal(alpha: Alpha) -> None:
     assert settled == ["m-1.1.source"]
     assert snapshot(alpha.ledger, "m-1").reason == "mover-died"
     assert alpha.counted("droveway_migrations_total", state="failed", reason="mover-died") == 1
+    (said,) = [each.getMessage() for each in caplog.records if "last words" in each.getMessage()]
+    assert said.startswith("m-1.1.source: the last words of its mover:\naaa")
+    assert said.endswith("aaa MemoryError")
+    assert len(said) < 4200
 
 
 def test_what_cannot_be_settled_yet_stays_and_is_tried_again(alpha: Alpha) -> None:
