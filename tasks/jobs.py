@@ -186,7 +186,7 @@ def attempts_of(records: Iterable[MigrationRecord]) -> list[Attempt]:
     for record in sorted(records, key=lambda each: (each.created, each.migration)):
         number = had[record.guest] = had.get(record.guest, 0) + 1
         end = record.destination.host, number, not record.ended, record.state == "completed", record.reason or ""
-        found.append(Attempt(record.guest, *end, queued=record.state == "queued"))
+        found.append(Attempt(record.guest, *end, queued=record.granted is None))
     return found
 
 

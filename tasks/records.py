@@ -211,6 +211,8 @@ class GuestRecord:
     moved: float | None = None
     #: "": none that can be compared.
     cpu_model: str = ""
+    #: When its host named it last, or a move of it ended.
+    seen: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -400,6 +402,7 @@ def read_guest(guest: str, fields: Fields) -> GuestRecord:
         float(fields[b"dirty"]) if b"dirty" in fields else None,
         _moment(fields, "moved"),
         rules.get("cpu_model", ""),
+        _moment(fields, "seen"),
     )
 
 

@@ -32,6 +32,8 @@ log = logging.getLogger("droveway.jobs")
 #: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
 #: large fleet does not keep Redis busy.
 BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
+#: Seconds after which a host that nobody speaks for is not waited for by jobs any more: a reboot takes less.
+SILENCE = 600.0
 #: Seconds for which nobody else takes a step while a solver looks for places: all would look for the same ones.
 _SOLVING = 60.0
 #: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
@@ -123,7 +125,7 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
     # for one that waits because its move was over before it was looked at.
     moves, under_way, fleet = ledger.moves_of(record), ledger.open(), ledger.fleet()
     now = ledger.now()
-    found = _step(record.asked, cluster(fleet, under_way, now), attempts_of(moves), now)
+    found = _step(record.asked, cluster(fleet, under_way, now), attempts_of(moves), now, _silent(fleet, now))
     _submit(ledger, found, fleet, record)
     ending = [each.migration for each in moves if each.guest in found.cancels and not each.ended]
     for migration in ending:
@@ -139,13 +141,25 @@ def _take(ledger: Ledger, bell: Bell, record: JobRecord) -> None:
         log.info("%s is not at its end yet: %s", record.job, detail)
 
 
-def _step(asked: Asked, found: Cluster, attempts: list[Attempt], now: float) -> Step:
+def _step(asked: Asked, found: Cluster, attempts: list[Attempt], now: float, silent: frozenset[str]) -> Step:
     if isinstance(asked, Evacuation):
         if asked.solver is Solver.CP_SAT and not _ortools():
             _say_greedy(asked.job)
             asked = replace(asked, solver=Solver.GREEDY)
-        return evacuating.step(asked, found, attempts, now)
-    return relocating.step(asked, found, attempts, now)
+        return evacuating.step(asked, found, attempts, now, silent)
+    return relocating.step(asked, found, attempts, now, silent)
+
+
+def _silent(fleet: Fleet, now: float) -> frozenset[str]:
+    """Hosts that no worker has spoken for in so long that it is more than one that starts again."""
+    seen: dict[str, float] = {}
+    for guest in fleet.guests.values():
+        seen[guest.host] = max(seen.get(guest.host, 0.0), guest.seen or now)
+    return frozenset(
+        host
+        for host, last in seen.items()
+        if now - last > SILENCE and not (host in fleet.hosts and fleet.hosts[host].alive)
+    )
 
 
 def _submit(ledger: Ledger, found: Step, fleet: Fleet, record: JobRecord) -> None:

@@ -73,7 +73,12 @@ local function shared_links(record)
   return found
 end
 
--- Why it may not send yet; else nil, its rate in bytes/s, and the shared links that it crosses.
+-- Shared links that somebody who is prepared waits for: nobody behind gets in before. A stream as wide as its link would
+-- else wait for as long as narrow ones keep coming.
+local awaited = {}
+
+-- Why it may not send yet, and the shared link that is full, if that is it; else nil, nil, its rate in bytes/s, and the
+-- shared links that it crosses.
 local function congested(record)
   for _, side in ipairs(SIDES) do
     local host = record[side]
@@ -86,10 +91,12 @@ local function congested(record)
   for _, carries in pairs(links) do rate = math.min(rate, carries) end
   local crossed = {}
   for link, carries in pairs(links) do
-    if total(prefix .. link) + rate > carries then return 'the shared link ' .. string.match(link, '^link:(.*):%a+$') .. ' is full' end
+    if awaited[link] or total(prefix .. link) + rate > carries then
+      return 'the shared link ' .. string.match(link, '^link:(.*):%a+$') .. ' is full', link
+    end
     table.insert(crossed, link)
   end
-  return nil, rate, crossed
+  return nil, nil, rate, crossed
 end
 
 local function let_on(migration, record, rate, crossed)
@@ -129,8 +136,9 @@ end
 
 -- A migration that prepares: whether it was let onto the links.
 local function grant(migration, record)
-  local reason, rate, crossed = unheard(record)
-  if not reason then reason, rate, crossed = congested(record) end
+  local reason, link, rate, crossed = unheard(record)
+  if not reason then reason, link, rate, crossed = congested(record) end
+  if link then awaited[link] = true end
   if reason then
     explain(migration, record, 'prepared; ' .. reason)
     return false
@@ -141,7 +149,7 @@ end
 
 -- One that waits: whether it was admitted.
 local function admit(migration, record)
-  local full, rate, crossed = congested(record)
+  local full, _, rate, crossed = congested(record)
   local reason = deserted(record.source, 'source') or deserted(record.destination, 'destination')
     or (crowded(record, not full) and (full or crowded(record, true))) or no_room(record)
   if reason then

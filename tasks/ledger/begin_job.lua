@@ -37,9 +37,9 @@ redis.call('HSET', job_key(job), 'kind', kind, 'hosts', ARGV[4], 'request', ARGV
   'created', now, 'state', 'running', 'reason', '')
 redis.call('ZADD', JOBS, now, job)
 redis.call('SADD', OPEN_JOBS, job)
+for _, other in ipairs(giving_way) do redis.call('HSETNX', job_key(other), 'gave_way', job) end
 if kind == 'evacuation' then
   close_hosts(hosts, ARGV[6])
-  for _, other in ipairs(giving_way) do redis.call('HSETNX', job_key(other), 'gave_way', job) end
 elseif kind == 'restore' then
   for _, host in ipairs(hosts) do redis.call('HDEL', BLOCKERS, 'cordon:' .. host) end
 end

@@ -11,8 +11,10 @@ if ENDED_JOB[record.state] then return { 'ENDED' } end
 local hosts = cjson.decode(record.hosts)
 if ENDED_JOB[state] then
   for _, migration in ipairs(redis.call('HKEYS', job_moves_key(job))) do
-    local how = redis.call('HGET', record_key(migration), 'state')
-    if how and not ENDED[how] then return { 'OCCUPIED', migration } end
+    local how = redis.call('HMGET', record_key(migration), 'state', 'source')
+    -- Of a source that nobody speaks for, nobody would ever say more.
+    local heard = how[2] and tonumber(redis.call('HGET', host_key(how[2]), 'lease:source') or 0) >= now
+    if how[1] and not ENDED[how[1]] and (heard or state == 'completed') then return { 'OCCUPIED', migration } end
   end
 end
 if state == 'completed' and job_kind(record) == 'evacuation' then

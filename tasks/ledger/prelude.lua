@@ -29,7 +29,7 @@
 --   jobs:open               set     J not ended
 --   job:J                   hash    kind (evacuation | rebalance | restore; none: evacuation), hosts (JSON: those that it empties
 --                                   or brings guests back to), request (JSON), deadline (ms, or ''), created, state, reason,
---                                   stepped, cancel, gave_way (the evacuation that a rebalancing gave way to), finished
+--                                   stepped, cancel, gave_way (the job that a rebalancing gave way to), finished
 --   job:J:guests            hash    G → how it stands (JSON)
 --   job:J:moves             hash    M that it asked for → G
 --   job:J:turn              string  while it is there, somebody has just taken a step of it

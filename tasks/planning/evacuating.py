@@ -7,7 +7,7 @@ waiting ─► planned anew on the fleet of this moment ─► the first of the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tasks.planning.cluster import Cluster, Guest
@@ -22,6 +22,7 @@ from tasks.planning.job import (
     Step,
     by_guest,
     failed,
+    given_up,
     migration_id,
     outcome,
     refused,
@@ -54,9 +55,15 @@ class Evacuation:
     solver: Solver = Solver.GREEDY
 
 
-def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: float) -> Step:
+def step(
+    asked: Evacuation,
+    cluster: Cluster,
+    attempts: Iterable[Attempt],
+    now: float,
+    silent: Collection[str] = frozenset(),
+) -> Step:
     """The step to take now, all its hosts being cordoned. `attempts` are all moves that this evacuation ever asked for,
-    in any order."""
+    in any order; `silent`: hosts for which nobody has spoken for long."""
     had = by_guest(attempts)
     closed = cordon(cluster, sorted(asked.hosts & cluster.hosts.keys()))
     there = [of.get(host, frozenset()) for host in asked.hosts for of in (closed.residents, closed.arrivals)]
@@ -72,6 +79,7 @@ def step(asked: Evacuation, cluster: Cluster, attempts: Iterable[Attempt], now: 
             name: refused(standings[name], each, passing=each.rule in PASSING) for name, each in refusals.items()
         }
         standings |= _planned_anew(asked, closed, asks, standings)
+    standings |= given_up(standings, silent)
     all_done, none = "all {done} guests have left", "there was no guest"
     state, reason = outcome(standings, stopping=stopping, cancelled=asked.cancelled, all_done=all_done, none=none)
     open_ones = {name: each[-1] for name, each in had.items() if under_way(each)}

@@ -6,7 +6,7 @@ or after a crash of everything: the same fleet gives the same step, and a move a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
@@ -57,7 +57,7 @@ ENDED = frozenset({State.COMPLETED, State.PARTIAL, State.FAILED, State.CANCELLED
 class Attempt:
     """One move of a guest that this job asked for. `open`: it has not ended; `reason`: how it failed.
 
-    `queued`: it has not been admitted yet, so that it can be taken back at no cost.
+    `queued`: it was not let onto the links yet, so that it can be taken back at no cost.
     """
 
     guest: str
@@ -155,6 +155,21 @@ def refused(before: Standing, refusal: Refusal, passing: bool) -> Standing:
     """The same, kept where it is by a rule; `passing`: only for as long as something else lasts."""
     fate = Fate.WAITING if passing else Fate.REFUSED
     return replace(before, fate=fate, reason=f"{refusal.rule}: {refusal.why}")
+
+
+def given_up(standings: Mapping[str, Standing], silent: Collection[str]) -> dict[str, Standing]:
+    """Guests that wait on hosts which have been silent for long, or move from there: only these hosts could say more,
+    and no job waits for that without end. What is under way is not ended by it: the guest may have been given away."""
+    return {
+        name: replace(
+            each,
+            fate=Fate.FAILED,
+            reason=f"silent: nobody has spoken for {each.host} for long; start its workers, or, once it is fenced, say"
+            f" so (droveway reconcile --fenced {each.host})",
+        )
+        for name, each in standings.items()
+        if each.host in silent and each.fate in (Fate.WAITING, Fate.MOVING)
+    }
 
 
 def outcome(

@@ -9,7 +9,7 @@ A guest waits for what passes by itself: a host that is silent, a move that ends
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tasks.planning.cluster import Cluster
@@ -22,6 +22,7 @@ from tasks.planning.job import (
     Standing,
     Step,
     by_guest,
+    given_up,
     migration_id,
     outcome,
     refused,
@@ -54,23 +55,31 @@ class Relocation:
     attempts: int = 3
     deadline: float | None = None
     cancelled: bool = False
-    #: The evacuation that it has given way to; "": none. What has not begun then never does.
+    #: The evacuation or restore that it has given way to; "": none. What has not begun then never does.
     gave_way: str = ""
 
 
-def step(asked: Relocation, cluster: Cluster, attempts: Iterable[Attempt], now: float) -> Step:
-    """The step to take now. `attempts` are all moves that this relocation ever asked for, in any order."""
+def step(
+    asked: Relocation,
+    cluster: Cluster,
+    attempts: Iterable[Attempt],
+    now: float,
+    silent: Collection[str] = frozenset(),
+) -> Step:
+    """The step to take now. `attempts` are all moves that this relocation ever asked for, in any order; `silent`: hosts
+    for which nobody has spoken for long."""
     had = by_guest(attempts)
     standings = {move.guest: _standing(asked, cluster, move, had.get(move.guest, [])) for move in asked.moves}
     waiting = [move for move in asked.moves if standings[move.guest].fate is Fate.WAITING]
     stopping = _stopping(asked, now)
     asks: tuple[Ask, ...] = ()
     if asked.gave_way:
-        refusal = Refusal("evacuating", f"{asked.gave_way} empties hosts and needs the slots")
+        refusal = Refusal("evacuating", f"{asked.gave_way} needs the slots")
         standings |= {move.guest: refused(standings[move.guest], refusal, passing=False) for move in waiting}
     elif not stopping:
         asks, left = _next(asked, cluster, waiting, had, standings)
         standings |= left
+    standings |= given_up(standings, silent)
     done = any(each.fate in (Fate.MOVED, Fate.GONE) for each in standings.values())
     state, reason = outcome(
         standings,
@@ -102,7 +111,7 @@ def _stopping(asked: Relocation, now: float) -> str:
     if asked.cancelled:
         return "it was cancelled"
     if asked.gave_way:
-        return f"it gave way to {asked.gave_way}, which empties hosts"
+        return f"it gave way to {asked.gave_way}, which needs the slots"
     return "its deadline has passed" if asked.deadline is not None and now >= asked.deadline else ""
 
 

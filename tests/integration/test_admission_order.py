@@ -212,6 +212,25 @@ def test_what_has_prepared_on_a_host_that_is_silent_now_keeps_the_link_from_nobo
     assert sending(ledger) == [silent]
 
 
+def test_a_stream_as_wide_as_its_link_is_not_kept_waiting_by_narrow_ones_that_keep_coming(ledger: Ledger) -> None:
+    for source, bandwidth in zip(SOURCES, ("1000", "500", "500"), strict=True):
+        beat(ledger, source, bandwidth=bandwidth, uplink="rack-1", uplink_bandwidth="1000", ahead="1")
+    for host in ("target", "other"):
+        beat(ledger, host, ahead="4", **{"slots:destination": "4"})
+    narrow = [ask(ledger, "beta", 0, priority=Priority.BACKGROUND), ask(ledger, "gamma", 0, to="other")]
+    ledger.admit()
+    assert sorted(sending(ledger)) == narrow
+    wide = ask(ledger, "alpha", 0, priority=Priority.EVACUATION)
+    ledger.admit()
+    later = [ask(ledger, source, 1, priority=Priority.BACKGROUND) for source in ("beta", "gamma")]
+    end(ledger, narrow[0])
+    assert sending(ledger) == narrow[1:], "half of the link is free, and kept"
+    end(ledger, narrow[1])
+    assert sending(ledger) == [wide]
+    end(ledger, wide)
+    assert sorted(sending(ledger)) == sorted(later)
+
+
 def test_what_was_cancelled_while_it_prepared_is_never_let_on_and_leaves_nothing(ledger: Ledger) -> None:
     for host in ("alpha", "target"):
         beat(ledger, host, ahead="1")

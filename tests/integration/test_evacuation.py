@@ -304,3 +304,27 @@ def test_while_a_solver_looks_for_places_nobody_else_takes_a_step(
     monkeypatch.setattr("tasks.steps._step", solving)
     stepped(ledger, "e-9")
     assert turns == [False]
+
+
+def test_of_a_host_that_died_for_good_it_ends_and_says_what_to_do_though_a_move_of_it_is_open(ledger: Ledger) -> None:
+    started(ledger, "alpha")
+    (first, *_) = stepped(ledger, "e-1").moves
+    record = ledger.find(first)
+    assert record is not None
+    assert record.epoch is not None
+    source = Job(first, record.guest, record.epoch, Side.SOURCE, "n", "alpha", record.destination.host, GIB, {}, {})
+    assert ledger.claim(source.ticket) is Answer.OK
+    for side in Side:
+        ledger.resign("alpha", side)
+    ledger._client.delete("droveway:host:alpha")
+    assert stepped(ledger, "e-1").state is State.RUNNING, "it may only be starting again"
+    for guest in ("a1", "a2", "a3"):
+        ledger._client.hset(f"droveway:guest:{guest}", "seen", 1)
+    ended = stepped(ledger, "e-1")
+    assert (ended.state, ended.reason) == (State.FAILED, "nothing more can be moved; 3 of 3 guests stay")
+    assert {each.reason.partition(":")[0] for each in ended.guests.values()} == {"silent"}
+    assert "droveway reconcile --fenced alpha" in ended.guests["a1"].reason
+    left = ledger.find(first)
+    assert left is not None
+    assert not left.ended, "only its source knows where the guest is"
+    assert ledger.open_jobs() == []

@@ -128,9 +128,9 @@ def test_it_gives_way_to_an_evacuation_and_says_so_for_each_guest(ledger: Ledger
     record = stepped(ledger, job)
     assert (record.state, record.reason) == (
         State.PARTIAL,
-        "it gave way to e-1, which empties hosts; 2 of 3 guests stay",
+        "it gave way to e-1, which needs the slots; 2 of 3 guests stay",
     )
-    assert record.guests["a3"].reason == "evacuating: e-1 empties hosts and needs the slots"
+    assert record.guests["a3"].reason == "evacuating: e-1 needs the slots"
     assert lived(ledger, "e-1").state is State.COMPLETED
     assert sorted(where(ledger).values()).count("alpha") == 2
 

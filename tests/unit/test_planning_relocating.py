@@ -164,12 +164,12 @@ def test_it_gives_way_to_an_evacuation_what_waits_is_refused_and_what_is_queued_
     asked = relocation("g1 a b", "g2 a b", "g3 a b", gave_way="e-1")
     found = step(asked, fleet(*moving, guest("g3")), had, NOW)
     assert (found.state, found.asks, found.cancels) == (State.ENDING, (), ("g2",))
-    assert found.guests["g3"].reason == "evacuating: e-1 empties hosts and needs the slots"
+    assert found.guests["g3"].reason == "evacuating: e-1 needs the slots"
     ended = [replace(had[0], open=False, completed=True), replace(had[1], open=False, reason="cancelled")]
     found = step(asked, fleet(guest("g1", "b"), guest("g2"), guest("g3")), ended, NOW)
     assert (found.state, found.reason) == (
         State.PARTIAL,
-        "it gave way to e-1, which empties hosts; 2 of 3 guests stay",
+        "it gave way to e-1, which needs the slots; 2 of 3 guests stay",
     )
     assert {found.guests[name].fate for name in ("g2", "g3")} == {Fate.REFUSED}
 

@@ -78,7 +78,8 @@ def test_phases_lie_one_after_the_other_from_the_moment_of_the_request() -> None
     spans = {(each.span.row, each.span.kind): each.span for each in line["strips"]}
     source = [spans["source, alpha", kind] for kind in ("start", "pairing", "bulk", "downtime")]
     assert [(each.start, each.seconds) for each in source] == [(1.0, 0.5), (1.5, 1.0), (2.5, 2.0), (4.5, 0.5)]
-    assert spans["destination, beta", "rounds"].start == 2.0
+    received = spans["destination, beta", "rounds"]
+    assert received.start + received.seconds == 5.0, "it has taken over when the downtime ends"
     assert all(each.left + each.width <= 100.5 for each in line["strips"])
 
 

@@ -12,9 +12,8 @@ from tasks.cli.rendering.facts import Facts, RoundFacts
 from tasks.cli.rendering.report.strips import Span, part, strips
 from tasks.records import SideRecord
 
-#: Each side's phases in their order. Registration runs beside the rounds and has no place of its own in it.
+#: The source's phases in their order. Registration runs beside the rounds and has no place of its own in it.
 _SOURCE = ("pairing", "links", "survey", "bulk", "rounds", "downtime", "deregistration")
-_DESTINATION = ("pairing", "rounds", "handover", "deregistration")
 _SAID = {
     "queue": "waited for admission",
     "start": "its mover starts",
@@ -23,6 +22,7 @@ _SAID = {
     "survey": "looked at the memory",
     "bulk": "bulk round",
     "rounds": "dirty rounds",
+    "received": "receives all rounds",
     "downtime": "downtime: the guest is paused",
     "handover": "loads, verifies, takes over",
     "deregistration": "lets go of memory",
@@ -41,8 +41,8 @@ def page_of(facts: Facts) -> dict[str, Any]:
         "timelines": [
             {
                 "title": "What happened when",
-                "note": "Phases are drawn one after the other, each as long as it took, from the moment when the "
-                "migration was asked for. What lies between two phases was not measured.",
+                "note": "From the moment when the migration was asked for. Only how long phases took was measured: the "
+                "source's are drawn one after the other, the destination's so that both end the downtime together.",
                 "strips": strips(_timeline(facts)),
             }
         ],
@@ -78,23 +78,42 @@ def _timeline(facts: Facts) -> Iterator[Span]:
     record = facts.record
     if facts.queue_wait is not None:
         yield Span("fleet", _SAID["queue"], 0.0, facts.queue_wait, "queue")
-    for name, side in facts.sides():
-        yield from _phases(name, side, record.created, _SOURCE if name == "source" else _DESTINATION)
+    sent = list(_sent(record.source, record.created))
+    yield from sent
+    paused = [span for span in sent if span.kind == "downtime"]
+    taken = paused[0].start + paused[0].seconds if paused else None
+    yield from _received(record.destination, record.created, taken)
 
 
-def _phases(name: str, side: SideRecord, created: float, order: tuple[str, ...]) -> Iterator[Span]:
+def _sent(side: SideRecord, created: float) -> Iterator[Span]:
     took = (side.progress or {}).get("seconds", {})
     if side.claimed is None:
         return
-    row, at = f"{name}, {side.host}", side.claimed - created
-    ended = sum(took.get(phase, 0.0) for phase in order)
-    if (idle := took.get("total", ended) - ended) > 0:
+    row, at = f"source, {side.host}", side.claimed - created
+    measured = sum(took.get(phase, 0.0) for phase in _SOURCE)
+    if (idle := took.get("total", measured) - measured) > 0:
         yield Span(row, _SAID["start"], at, idle, "start")
         at += idle
-    for phase in order:
+    for phase in _SOURCE:
         if phase in took:
-            what = "receives all rounds" if (name, phase) == ("destination", "rounds") else _SAID[phase]
-            yield Span(row, what, at, took[phase], phase)
+            yield Span(row, _SAID[phase], at, took[phase], phase)
+            at += took[phase]
+
+
+def _received(side: SideRecord, created: float, taken: float | None) -> Iterator[Span]:
+    """Pairing from the claim on, all else so that it has taken over (`taken`) when the source's downtime ends."""
+    took = (side.progress or {}).get("seconds", {})
+    if side.claimed is None:
+        return
+    row, claimed = f"destination, {side.host}", side.claimed - created
+    paired = claimed + took.get("pairing", 0.0)
+    if "pairing" in took:
+        yield Span(row, _SAID["pairing"], claimed, took["pairing"], "pairing")
+    until_taken = took.get("rounds", 0.0) + took.get("handover", 0.0)
+    at = paired if taken is None else max(paired, taken - until_taken)
+    for phase in ("rounds", "handover", "deregistration"):
+        if phase in took:
+            yield Span(row, _SAID["received" if phase == "rounds" else phase], at, took[phase], phase)
             at += took[phase]
 
 
