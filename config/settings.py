@@ -382,8 +382,10 @@ class Settings(_Concern):
         """The variables that make a child process read these very settings. Holds the Redis password: never log it."""
         # An empty file: what stands in /etc/droveway.toml must not fill in what is unset here.
         variables = {"DROVEWAY_CONFIG": os.devnull}
-        # Defaults are left out: another release may not know the key.
-        for concern, values in self.model_dump(mode="json", exclude={"rebalance"}, exclude_defaults=True).items():
+        for concern in Settings.model_fields.keys() - {"rebalance"}:
+            # Defaults are left out: another release may not know the key. Each concern by itself: as a whole, its
+            # default would be made, and a machine without a name of its own has none.
+            values = getattr(self, concern).model_dump(mode="json", exclude_defaults=True)
             for key, value in values.items():
                 if value is not None:
                     variables[_variable(f"{concern}.{key}")] = _written(value)

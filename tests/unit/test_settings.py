@@ -377,3 +377,12 @@ def test_a_message_carries_all_that_a_policy_says(file: Path) -> None:
     for harm in ({"cron": "0 25 * * *"}, {"threshold": 0.01}, {"windows": ["never"]}, {"unknown": 1}):
         with pytest.raises(MessageError, match="malformed at 'terms"):
             Rebalance.read(body | {"terms": body["terms"] | harm}, 99.0)
+
+
+def test_a_machine_without_a_name_hands_down_the_one_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "(none)")
+    settings = load_settings(environment={"DROVEWAY_HOST__NAME": "alpha"})
+    environment = settings.environment()
+    assert environment["DROVEWAY_HOST__NAME"] == "alpha"
+    assert "DROVEWAY_HOST__OUTBOUND_SLOTS" not in environment
+    assert load_settings(environment=environment) == settings
