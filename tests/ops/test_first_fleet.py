@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_the_readmes_way_to_a_fleet_is_one_that_works(checkout: Path) -> None:
     if os.geteuid() != 0:
         missing("the README's first fleet is run as root")
@@ -58,7 +58,7 @@ def test_the_readmes_way_to_a_fleet_is_one_that_works(checkout: Path) -> None:
         start_new_session=True,
     )  # fmt: skip
     try:
-        said, _ = run.communicate(timeout=300)
+        said, _ = run.communicate(timeout=800)
     finally:
         _end(run, checkout)
     assert run.returncode == 0, said[-4000:]
