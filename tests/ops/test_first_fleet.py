@@ -49,7 +49,10 @@ def test_the_readmes_way_to_a_fleet_is_one_that_works(checkout: Path) -> None:
                 missing(f"something listens on port {port} already, which the README's commands take")
     text = commands()
     assert text.count("droveway ") > 10, "the section was found"
-    keep = 'page=$(wc -c < fleet/move.html); up=$(curl -s "http://127.0.0.1:9090/api/v1/targets?state=active")'
+    # Each of the five targets is scraped once in 15 s, at a time of its own.
+    ask = 'up=$(curl -s "http://127.0.0.1:9090/api/v1/targets?state=active")'
+    up = '[ "$(grep -o \\"health\\":\\"up\\" <<< "$up" | wc -l)" -ge 5 ]'
+    keep = f"page=$(wc -c < fleet/move.html); until {ask}; {up}; do sleep 1; done"
     clearing = text.index("droveway guest stop web")
     script = f"set -euo pipefail\n{text[:clearing]}\n{keep}\n{text[clearing:]}\n"
     script += 'echo; echo page $page; echo "$up"'
