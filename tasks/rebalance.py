@@ -1,7 +1,7 @@
 """Spreading guests out, once: a plan on the fleet of this moment, and the job that makes its moves. The judgement is
 pure; `steps` carries the job on.
 
-    planned ─► a plan to look at, keep, or begin ─► begin_rebalance ─► a job, whose every move is judged again
+    planned ─► a plan to look at, keep, or begin ─► begin_moves ─► a job, whose every move is judged again
 """
 
 from __future__ import annotations
@@ -27,14 +27,6 @@ def planned(ledger: Ledger, policy: Policy) -> RebalancePlan:
     return plan_rebalance(found, policy, found.taken)
 
 
-def begin_rebalance(ledger: Ledger, bell: Bell, plan: RebalancePlan, message: str) -> str | None:
-    """Begin the job that makes these moves, those that gain most first; its id, or None when there is none to make.
-
-    Raises RefusedError (`evacuating`, `busy`: another job needs the slots), UnreachableError.
-    """
-    return begin_moves(ledger, bell, plan.moves, (plan.imbalance_before, plan.imbalance_after), message)
-
-
 def begin_moves(
     ledger: Ledger,
     bell: Bell,
@@ -46,8 +38,11 @@ def begin_moves(
     deadline: float = DEADLINE,
     policy: str = "",
 ) -> str | None:
-    """The same for moves that were planned before. `imbalance`: before and after them, as planned; `deadline` in
-    seconds from now; `policy`: whose tick begins it."""
+    """Begin the job that makes these moves, those that gain most first; its id, or None when there is none to make.
+
+    `imbalance`: before and after them, as planned; `deadline` in seconds from now; `policy`: whose tick begins it.
+    Raises RefusedError (`evacuating`, `busy`: another job needs the slots), UnreachableError.
+    """
     if jobs := ledger.open_jobs():
         raise _needs_the_slots(ledger, jobs[0])
     if not moves:

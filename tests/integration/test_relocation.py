@@ -22,7 +22,7 @@ from tasks.planning.job import Fate, State, Step
 from tasks.planning.moves import Move
 from tasks.planning.rebalancing import Policy
 from tasks.planning.relocating import Relocation
-from tasks.rebalance import begin_moves, begin_rebalance, planned
+from tasks.rebalance import begin_moves, planned
 from tasks.records import Kept, LocalGuest, Submission
 from tasks.restore import begin_return, open_hosts
 from tasks.restore import planned as planned_return
@@ -70,7 +70,7 @@ def under_way(ledger: Ledger) -> Sequence[str]:
 
 def test_a_plan_is_carried_to_its_end_and_the_record_says_what_it_was_for(ledger: Ledger) -> None:
     plan = planned(ledger, Policy())
-    job = begin_rebalance(ledger, BELL, plan, "it is uneven")
+    job = begin_moves(ledger, BELL, plan.moves, (plan.imbalance_before, plan.imbalance_after), "it is uneven")
     assert job is not None
     record = lived(ledger, job)
     assert (record.kind, record.state, record.message) == (Kind.REBALANCE, State.COMPLETED, "it is uneven")

@@ -24,6 +24,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     served                  hash    H → its mark, by which sources share  admission
     looked                  string  somebody has just tried to admit      heartbeats; after a second
     check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
+    looked:over             string  somebody has just looked it all over  workers; after an interval
     reserved:H              hash    M → bytes held for incoming guests    admission, finish
     blockers                hash    "guest:G", "host:H", "cordon:H" →     operators, evacuations; each until its expiry,
                                     {reason, since, expires} (ms)         or until it is taken back
