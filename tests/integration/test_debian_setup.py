@@ -65,6 +65,10 @@ def test_each_file_is_where_the_units_look_for_it_and_running_it_again_changes_n
         name: (root / "etc" / name).stat().st_mode & 0o777 for name in ("droveway.toml", "droveway/redis-passwords")
     }
     assert set(modes.values()) == {0o600}
+    for unit in ("beat", "exporter"):  # which the unit's user reads: it is in the group
+        assert (root / "etc/droveway" / f"{unit}.toml").stat().st_mode & 0o777 == 0o640
+        assert f"/etc/droveway/{unit}.toml" in (ROOT / f"ops/systemd/droveway-{unit}.service").read_text()
+        assert f"{unit}.key" in done.stdout
     before = files(root)
     again = setup(root, "--redis", "--beat", "--exporter")
     assert again.returncode == 0
@@ -100,10 +104,11 @@ def test_an_unknown_word_is_refused(tmp_path: Path) -> None:
     assert "--redis" in done.stderr
 
 
-def test_the_settings_to_be_filled_in_name_keys_that_there_are() -> None:
+@pytest.mark.parametrize("name", ["droveway.toml", "beat.toml", "exporter.toml"])
+def test_the_settings_to_be_filled_in_name_keys_that_there_are(name: str) -> None:
     from config.settings import KEYS
 
-    document = tomllib.loads((ROOT / "ops" / "examples" / "droveway.toml").read_text())
+    document = tomllib.loads((ROOT / "ops" / "examples" / name).read_text())
     assert {f"{concern}.{key}" for concern, table in document.items() for key in table} <= KEYS
 
 
