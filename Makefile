@@ -52,7 +52,7 @@ format: setup ## put the code into its form
 
 # The stamp is redone when the pins or the project's own metadata change.
 setup: .venv/.installed
-.venv/.installed: requirements.lock pyproject.toml ops/scripts/setup
+.venv/.installed: requirements-dev.lock pyproject.toml ops/scripts/setup
 	ops/scripts/setup
 	touch $@
 

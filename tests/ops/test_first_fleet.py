@@ -17,7 +17,7 @@ from tests.requirements import missing
 ROOT = Path(__file__).parents[2]
 HEADING = "## From nothing to a fleet that is encrypted and watched"
 #: Files that the commands name, and that a checkout has.
-CHECKOUT = ("Makefile", "config", "ops", "pyproject.toml", "requirements.lock", "tasks", "workers")
+CHECKOUT = ("Makefile", "config", "ops", "pyproject.toml", "requirements-dev.lock", "tasks", "workers")
 
 
 def commands() -> str:

