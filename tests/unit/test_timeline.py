@@ -173,6 +173,20 @@ def test_people_see_dirty_rounds_as_one_row_and_the_last_round_apart() -> None:
     assert len(seen) == 13
 
 
+@pytest.mark.parametrize(("greeted", "taken"), [(1.0, 6.18), (1.5, 6.15)])
+def test_a_greeting_that_a_busy_host_noticed_late_does_not_turn_the_handover_round(
+    greeted: float, taken: float
+) -> None:
+    """GIVEN at 6.15 after READY, TAKEN after GIVEN, and heard by the source when the downtime ends, at 6.2."""
+    late = {**DESTINATION, "moments": {**DESTINATION["moments"], "greeted": greeted}}  # type: ignore[dict-item]
+    said = found(record(destination=late))
+    ready, given = said["destination", "ready", None], said["source", "given", None]
+    assert ready is not None
+    assert given == 6.15
+    assert said["destination", "taken", None] == pytest.approx(taken)
+    assert ready <= given
+
+
 def test_sides_that_never_met_are_laid_by_their_claims() -> None:
     alone = {"seconds": {"start": 0.5, "pairing": 2.0}, "began": {"start": -0.5, "pairing": 0.0}, "moments": {}}
     assert found(record(alone, alone)) == {

@@ -3,8 +3,9 @@
 The axis begins when the migration was asked for, on Redis' clock. Each mover measures on its own clock since it was
 ready to work: when its side was claimed, and what its process took to start, tell where that lies. The destination's
 clock is then laid beside the source's by the moment when they greeted each other, which both know to within one
-message's way (half a round trip); what the two clocks drift apart from there on, some milliseconds in a minute at
-worst, adds to that. Claims tell it less well, to some hundredths of a second.
+message's way (half a round trip) and as long as a busy host kept its mover waiting in that instant; what the clocks
+drift apart from there on, some milliseconds in a minute at worst, adds to that. No error of these may turn cause and
+effect round: GIVEN lies between READY and TAKEN. Claims tell it less well, to some hundredths of a second.
 """
 
 from __future__ import annotations
@@ -98,12 +99,22 @@ def measured(side: SideRecord) -> bool:
 
 def _ready(record: MigrationRecord) -> dict[Side, float]:
     """Where on the axis each side's mover was ready to work, the beginning of its own clock."""
-    source = _by_claim(record, record.source)
-    greeted = [_said(record.side(side), "moments").get("greeted") for side in (Side.SOURCE, Side.DESTINATION)]
-    here, there = greeted
-    if here is None or there is None:
-        return {Side.SOURCE: source, Side.DESTINATION: _by_claim(record, record.destination)}
-    return {Side.SOURCE: source, Side.DESTINATION: source + here - there}
+    source, apart = _by_claim(record, record.source), _apart(record)
+    destination = _by_claim(record, record.destination) if apart is None else source + apart
+    return {Side.SOURCE: source, Side.DESTINATION: destination}
+
+
+def _apart(record: MigrationRecord) -> float | None:
+    """What a time on the destination's clock takes to be one on the source's; None when the two never met."""
+    here, there = (_said(record.side(side), "moments") for side in (Side.SOURCE, Side.DESTINATION))
+    if "greeted" not in here or "greeted" not in there:
+        return None
+    apart: float = here["greeted"] - there["greeted"]
+    if "given" in here and "ready" in there and "taken" in there:
+        heard = _said(record.source, "began")["downtime"] + _said(record.source, "seconds")["downtime"]
+        latest = min(here["given"] - there["ready"], heard - there["taken"])
+        apart = min(max(apart, here["given"] - there["taken"]), latest)
+    return apart
 
 
 def _by_claim(record: MigrationRecord, side: SideRecord) -> float:

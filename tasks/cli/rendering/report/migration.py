@@ -17,7 +17,8 @@ from workers.pairing.contract import Side
 _MEASURED = (
     "From the moment when the migration was asked for. Bars lie where they were, by each mover's own clock; in a gap"
     " nothing was measured by itself. The two clocks are laid beside each other by the moment when the movers greeted"
-    " each other: one side may be off against the other by half a round trip between the hosts."
+    " each other: one side may be off against the other by half a round trip between the hosts, and by as long as a"
+    " busy host kept its mover waiting in that instant. READY, GIVEN and TAKEN keep their order."
 )
 _ONE_AFTER_THE_OTHER = (
     "only how long phases took was measured: the source's are drawn one after the other, the destination's so that both"
