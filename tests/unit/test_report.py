@@ -126,7 +126,7 @@ def test_bars_lie_where_the_phases_were_and_dirty_rounds_in_one_row() -> None:
     assert seen["source", "bulk round"] == (2.75, [(2.75, 2.0)])
     assert seen["source", "dirty rounds"] == (5.0, [(5.0, 0.2), (5.5, 0.1)])
     assert seen["source", "downtime: the guest is paused"] == (6.0, [(6.0, 0.5)])
-    assert seen["source", "the last round, in the downtime"] == (6.1, [(6.1, 0.125)])
+    assert seen["source", "the last round"] == (6.1, [(6.1, 0.125)])
     assert seen["destination", "receives all rounds"] == (2.6, [(2.6, 3.5)])
     assert seen["destination", "loads, verifies, takes over"] == (6.1, [(6.1, 0.25)])
     order = [seen[where][0] for where in (

@@ -52,7 +52,7 @@ class Phase:
     #: Since the migration was asked for. None: its mover is of a release that measured only how long it took.
     began: float | None
     seconds: float
-    #: The round that this is. The last one lies within the downtime.
+    #: The round that this is. The last one is called downtime: it lies in it, or ends with it where QEMU sends.
     round: int | None = None
 
     @property
@@ -64,7 +64,7 @@ class Phase:
     def words(self) -> str:
         """What it is, for people."""
         if self.name == "downtime" and self.round is not None:
-            return "the last round, in the downtime"
+            return "the last round"
         return (_AT_DESTINATION if self.side is Side.DESTINATION else {}).get(self.name, _WORDS[self.name])
 
     def to_json(self) -> dict[str, Any]:
