@@ -20,6 +20,7 @@ from workers import logs
 from workers.attempt import MOVER, Attempt, Job, Status
 from workers.metrics.exporter import Exporter
 from workers.pairing.contract import Side
+from workers.rounds.contract import PHASES
 
 log = logging.getLogger("droveway.supervise")
 
@@ -203,11 +204,12 @@ class Supervisor:
 
 
 def _tell(job: Job, told: _Told, status: Status) -> None:
-    """One line for each round that was finished since."""
-    logs.about(job, status.phase)
+    """One line for each round that was finished since, in the phase in which it was: by now there may be another."""
     for each in status.rounds[told.rounds :]:
-        figures = {name: each.get(name) for name in ("kind", "bytes", "sent", "seconds", "dirty", "verdict")}
+        logs.about(job, PHASES.get(each.get("kind", ""), status.phase))
+        figures = {name: each.get(name) for name in ("kind", "bytes", "sent", "began", "seconds", "dirty", "verdict")}
         log.info("round %d: %s", each["index"], each.get("reason", "done"), extra=figures)
+    logs.about(job, status.phase)
     told.rounds = len(status.rounds)
 
 

@@ -88,11 +88,19 @@ class Status:
     outcome: str | None = None
     reason: str | None = None
     message: str | None = None
-    #: Seconds per finished span: pairing, registration, bulk, rounds, downtime, deregistration, total; at the
-    #: destination `guest_gap`, for which the guest itself did not run, where it can say so.
+    #: Seconds per finished span: start, pairing, registration, bulk, rounds, downtime, deregistration, total; at the
+    #: destination also twin (started), handover, and `guest_gap`, for which the guest itself did not run, where it can
+    #: say so.
     seconds: Mapping[str, float] = field(default_factory=dict)
-    #: One entry per finished round: index, kind, bytes, sent, seconds; of all but the last: dirty (bytes found after
-    #: it), dirty_rate (bytes/s), at (seconds since the bulk round began), expected_downtime, verdict and its reason.
+    #: When finished spans began: seconds on this mover's own monotonic clock since it was ready to work; `start`, its
+    #: process's own, lies before. Of `rounds`, when the last was; not of registration and total.
+    began: Mapping[str, float] = field(default_factory=dict)
+    #: On the same clock: `greeted`, one moment for both sides to within one message's way, by which their clocks can be
+    #: laid beside each other; and when its journal reached each state of the handover (`ready`, `given`, `taken`, …).
+    moments: Mapping[str, float] = field(default_factory=dict)
+    #: One entry per finished round: index, kind, bytes, sent, seconds, began (as above); of all but the last: dirty
+    #: (bytes found after it), dirty_rate (bytes/s), at (seconds since the bulk round began), expected_downtime, verdict
+    #: and its reason.
     rounds: tuple[Mapping[str, Any], ...] = ()
     #: total, transferred, remaining, skipped as zero, registered.
     bytes: Mapping[str, int] = field(default_factory=dict)

@@ -113,7 +113,11 @@ class Conversation:
                 raise PeerLostError(f"{what} within {timeout:g} s")
 
     def greet(self, ticket: Ticket, timeout: float) -> None:
-        """Make sure that both ends mean the same attempt: a stale listener must not meet a fresh source."""
+        """Make sure that both ends mean the same attempt: a stale listener must not meet a fresh source.
+
+        It ends on both sides within one message's way of each other, whichever began first: each has then said its own
+        word and heard the other's. That makes it the moment by which two clocks are laid beside each other.
+        """
         mine = {"migration": ticket.migration, "guest": ticket.guest, "epoch": ticket.epoch}
         self.say(MessageType.HELLO, mine)
         theirs = self.expect([MessageType.HELLO], timeout).body

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from functools import partial
 
@@ -47,9 +46,10 @@ def run(migration: Migration) -> None:
             engine = engine_offered(migration, theirs)
             _refuse_what_does_not_fit(migration, theirs, limits, engine)
             journal.begin(job.epoch, Side.DESTINATION, job.migration, job.peer_host)
-            handover = Handover(journal, migration.pairing, State.LOADING, None)
+            handover = Handover(journal, migration.pairing, State.LOADING, None, migration.timeline.mark)
         with handover.guarded():
-            handover.guest = twin = _twin(migration, theirs)
+            with migration.timeline.span("twin"):
+                handover.guest = twin = _twin(migration, theirs)
             with ram_for(engine, twin) as ram, link_as_destination(migration, twin, ram, theirs, limits) as link:
                 connected()
                 with handover.over(link.talk):
@@ -57,8 +57,8 @@ def run(migration: Migration) -> None:
                         qemu_engine.receive(migration, link, twin, handover)
                     else:
                         _receive(migration, link, ram, handover)
-                closing = time.monotonic()
-            migration.timeline.add("deregistration", time.monotonic() - closing)
+                closing = migration.timeline.elapsed
+            migration.timeline.add("deregistration", migration.timeline.elapsed - closing, closing)
 
 
 def _refuse_what_does_not_fit(migration: Migration, theirs: Offer, limits: LockLimits, engine: EngineChoice) -> None:

@@ -161,6 +161,7 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
     endpoint.connect(theirs.transports[agreement.transport], CONNECT_TIMEOUT)
     talk = Conversation(endpoint, migration.check, agreement.wire)
     talk.greet(migration.job.ticket, CONNECT_TIMEOUT)
+    migration.timeline.mark("greeted")
     migration.progress.merge("choices", agreement.to_json())
     return Link(endpoint, talk, agreement, source, destination)
 

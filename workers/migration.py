@@ -88,11 +88,24 @@ class Migration:
             )
 
     @contextmanager
-    def phase(self, name: str, state: str) -> Iterator[None]:
-        """Be in QEMU's `state` and in our phase `name` for the time of the body, and measure it under that name."""
+    def phase(self, name: str, state: str) -> Iterator[float]:
+        """Be in QEMU's `state` and in our phase `name` for the time of the body, and measure it under that name.
+
+        Gives when it began, on this side's timeline.
+        """
         self.progress.update({"state": state, "phase": name}, now=True)
         logs.about(self.job, name)
         point(f"{self.job.side}.{name}")
-        with self.timeline.span(name):
-            yield
-        self.progress.merge("seconds", self.timeline.seconds)
+        with self.timeline.span(name) as began:
+            yield began
+        self.tell_times()
+
+    def tell_times(self) -> None:
+        """Put what the timeline has measured so far into the status."""
+        timeline, seconds = self.timeline, self.progress.status.seconds
+        times = {
+            "seconds": {**seconds, **timeline.seconds},
+            "began": {**timeline.began},
+            "moments": {**timeline.moments},
+        }
+        self.progress.update(times)

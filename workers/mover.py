@@ -21,6 +21,7 @@ from config.settings import Settings, load_settings
 from workers import destination, logs, source
 from workers.attempt import Attempt, Job
 from workers.fault_injection import arm
+from workers.guests.process_identity import own_age
 from workers.metrics.timeline import Timeline
 from workers.migration import Migration, Progress
 from workers.pairing.contract import Side
@@ -61,6 +62,8 @@ def _migration(
 ) -> Migration:
     capabilities, parameters = read_options(job.capabilities, job.parameters)
     timeline = Timeline(time.monotonic)
+    started = own_age()
+    timeline.add("start", started, -started)
     ears = cancelled.is_set, attempt.granted
     return Migration(job, settings, capabilities, parameters, pairing, timeline, progress, *ears)
 
@@ -82,7 +85,8 @@ def _conclude(migration: Migration) -> int:
     except Exception as failure:  # the last frame: a defect of ours must reach the record too
         log.exception("a defect")
         outcome, error = "failed", failure
-    progress.merge("seconds", {**migration.timeline.seconds, "total": migration.timeline.elapsed})
+    migration.timeline.add("total", migration.timeline.elapsed)
+    migration.tell_times()
     ending: dict[str, object] = {"outcome": outcome, "phase": "ended"}
     ending["state"] = "device" if outcome == "unresolved" else outcome
     if error is not None:

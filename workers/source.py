@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ from workers.registration.choose import Choice, Facts
 from workers.registration.choose import choose as choose_policy
 from workers.registration.policies import make_policy
 from workers.registration.registrar import Registrar
-from workers.rounds.contract import Round
+from workers.rounds.contract import PHASES, Round
 from workers.rounds.convergence import Limits, Ruling, Survey, Verdict, judge
 from workers.rounds.iterative import Ending, run_rounds
 from workers.rounds.pacing import Pacer
@@ -67,7 +67,7 @@ def run(migration: Migration) -> None:
         engine, not_from_outside = _engine(migration, guest)
         require_running(guest)
         journal.begin(job.epoch, Side.SOURCE, job.migration, job.peer_host)
-        handover = Handover(journal, migration.pairing, State.OWNING, guest)
+        handover = Handover(journal, migration.pairing, State.OWNING, guest, migration.timeline.mark)
         with handover.guarded():
             with ram_for(engine, guest) as ram, link_as_source(migration, guest, ram, not_from_outside) as link:
                 connected()
@@ -77,8 +77,8 @@ def run(migration: Migration) -> None:
                         qemu_engine.move(migration, link, guest, handover)
                     else:
                         _move(migration, link, ram, guest, handover)
-                closing = time.monotonic()
-            migration.timeline.add("deregistration", time.monotonic() - closing)
+                closing = migration.timeline.elapsed
+            migration.timeline.add("deregistration", migration.timeline.elapsed - closing, closing)
             handover.happen(Event.TAKEN)
 
 
@@ -204,10 +204,11 @@ def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> 
     with migration.phase("survey", "active"):
         batches = transfer.prepare(populated)
     began = collected = time.monotonic()
-    found_in = 0.0
+    found_in = round_began = 0.0
 
     def send(index: int, kind: str, ranges: RangeTable) -> Round:
-        with migration.phase("bulk" if index == 0 else "rounds", "active"):
+        nonlocal round_began
+        with migration.phase(PHASES[kind], "active") as round_began:
             if index == 0:
                 return transfer.send_batches(0, kind, ranges.size, batches)
             return transfer.send(index, kind, ranges)
@@ -219,7 +220,8 @@ def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> 
         return dirty
 
     def observe(round_: Round, dirty: RangeTable, verdict: Verdict) -> None:
-        _report(migration, round_, dirty, verdict, found_in, time.monotonic() - began)
+        found = _found(migration, dirty, verdict, found_in, time.monotonic() - began)
+        _report(migration, round_, round_began, found)
 
     ending = run_rounds(populated, send, collect, _judge(migration, ram), observe, lambda: time.monotonic() - began)
     migration.timeline.add("registration", registrar.waited)
@@ -246,17 +248,26 @@ def _judge(migration: Migration, ram: Ram) -> Callable[[tuple[Round, ...], tuple
     return partial(judge, limits=limits)
 
 
-def _report(
-    migration: Migration, round_: Round, dirty: RangeTable | None, verdict: Verdict | None, found_in: float, at: float
-) -> None:
-    """One line of the report per round. Seconds: `found_in`, in which `dirty` was written; `at`, since the first."""
-    entry = round_.to_json()
-    if dirty is not None and verdict is not None:
-        rate = dirty.size / found_in if found_in else 0.0
-        entry |= {"dirty": dirty.size, "dirty_rate": rate, "at": at, "expected_downtime": verdict.expected_downtime}
-        entry |= {"verdict": verdict.ruling.value, "reason": verdict.reason}
-        migration.progress.merge("rates", {"dirty": rate, "expected_downtime": verdict.expected_downtime})
-        migration.progress.merge("bytes", {"remaining": dirty.size})
+def _found(
+    migration: Migration, dirty: RangeTable, verdict: Verdict, found_in: float, at: float
+) -> dict[str, float | str]:
+    """What was found after a round. Seconds: `found_in`, in which `dirty` was written; `at`, since the first round."""
+    rate = dirty.size / found_in if found_in else 0.0
+    migration.progress.merge("rates", {"dirty": rate, "expected_downtime": verdict.expected_downtime})
+    migration.progress.merge("bytes", {"remaining": dirty.size})
+    return {
+        "dirty": dirty.size,
+        "dirty_rate": rate,
+        "at": at,
+        "expected_downtime": verdict.expected_downtime,
+        "verdict": verdict.ruling.value,
+        "reason": verdict.reason,
+    }
+
+
+def _report(migration: Migration, round_: Round, began: float, found: Mapping[str, float | str]) -> None:
+    """One line of the report per round, which began so many seconds into this side's timeline."""
+    entry = {**round_.to_json(), "began": began, **found}
     status = migration.progress.status
     migration.progress.merge("rates", {"transfer": round_.sent / round_.seconds if round_.seconds else 0.0})
     migration.progress.merge("bytes", {"transferred": status.bytes.get("transferred", 0) + round_.sent})
@@ -282,13 +293,14 @@ def _hand_over(source: _Connected, transfer: Transfer, handover: Handover, endin
             talk.patience = _patience(source)
             handover.happen(Event.PAUSE)
             rest = ending.remaining | source.tracker.collect()
+            final_began = migration.timeline.elapsed
             final = transfer.send(len(ending.rounds), "final", rest)
             talk.say(MessageType.DIGESTS, blob=_check(source))
             state.save()
             point("source.saved")
             handover.await_ready(state.completed)
             handover.await_taken()
-    _report(migration, final, None, None, 0.0, 0.0)
+    _report(migration, final, final_began, {})
 
 
 def _send_state(talk: Conversation, piece: bytes) -> None:

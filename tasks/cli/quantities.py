@@ -42,6 +42,16 @@ def seconds(value: float | None) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
+def instant(value: float | None) -> str:
+    """A point on an axis of seconds, to the millisecond: what lies close together must be told apart."""
+    if value is None:
+        return NOTHING
+    if value < 120:
+        return f"{value:.3f} s"
+    minutes, rest = divmod(round(value, 3), 60)
+    return f"{minutes:.0f} min {rest:06.3f} s"
+
+
 def _three(value: float) -> str:
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f}"

@@ -34,13 +34,13 @@ from tasks.requests import snapshot
 @click.pass_context
 def command(context: click.Context, what: str, path: Path | None, as_json: bool) -> None:
     """What happened in MIGRATION or JOB: when each phase was, how much moved and how fast, the downtime, each decision
-    with its reason.
+    with its reason. Times of `timeline` are in seconds, `began` since the migration was asked for.
 
     \b
     Examples:
       droveway report m-0123456789abcdef --html move.html
       droveway report e-0123456789abcdef --html evacuation.html
-      droveway report m-0123456789abcdef --json | jq .rounds
+      droveway report m-0123456789abcdef --json | jq '.timeline, .rounds'
     """
     with invocation_of(context).ledger() as ledger:
         job = ledger.find_job(what)

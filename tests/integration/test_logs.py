@@ -75,6 +75,10 @@ def test_every_line_of_a_move_says_which_and_each_round_is_one_line(
     assert [(each["kind"], each["sent"], each["verdict"]) for each in rounds] == [
         (each["kind"], each["sent"], each.get("verdict")) for each in done
     ]
+    # However late the worker looked: a quick move has ended by then.
+    phases = {"bulk": "bulk", "dirty": "rounds", "final": "downtime"}
+    assert [each["phase"] for each in rounds] == [phases[each["kind"]] for each in done]
+    assert [each["began"] for each in rounds] == [each["began"] for each in done]
     assert {each["level"] for each in rounds} == {"info"}
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from tests.until import until
 from workers.guests.memory_spec import MemoryGuestSpec
 
 MIB = 1 << 20
+#: Seconds by which the greeting may be off: half a round trip within one machine, a mover that waits for a processor.
+_STATED = 0.1
+#: The same of two claims: ways to Redis and back, what a worker did between a claim and its mover's start.
+_CLAIMS = 0.5
 #: Without these, Chromium asks for servers of its maker at every start, and needs a sandbox that root does not get.
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -127,7 +132,8 @@ def test_a_moves_page_has_the_figures_of_its_record(
         ".innerText, e.querySelector('.value').innerText]))"
     )
     assert figures["Rounds"] == str(len(said["rounds"]))
-    assert float(figures["Downtime"].split()[0]) == pytest.approx(1000 * said["seconds"]["downtime"], rel=0.05)
+    value, unit = figures["Downtime"].split()
+    assert float(value) == pytest.approx(said["seconds"]["downtime"] * (1000 if unit == "ms" else 1), rel=0.05)
     rows = browser.execute_script("return document.querySelectorAll('.rate.dirty').length")
     assert rows == len(said["rounds"])
     widths = browser.execute_script(
@@ -135,6 +141,77 @@ def test_a_moves_page_has_the_figures_of_its_record(
     )
     assert len(widths) >= 8
     assert min(widths) >= 1, "a bar that nobody sees"
+
+
+@pytest.mark.parametrize("width", [1280, 520])
+def test_bars_lie_where_the_record_says_that_phases_were(
+    browser: webdriver.Chrome, pages: dict[str, tuple[Path, dict[str, Any]]], width: int
+) -> None:
+    path, said = pages["move"]
+    shown(browser, path, width)
+    drawn = browser.execute_script(_BARS)
+    whole = max(each["began"] + each["seconds"] for each in said["timeline"])
+    assert len(drawn) == len(said["timeline"]) + 1, "and the wait for admission"
+    assert drawn[0] == [
+        "fleet",
+        pytest.approx(0, abs=0.002),
+        pytest.approx(said["seconds"]["queue"] / whole, abs=0.005),
+    ]
+    for side in ("source", "destination"):
+        bars = sorted(left for row, left, _ in drawn if row == f"{side}, {said[side]['host']}")
+        began = [each["began"] / whole for each in said["timeline"] if each["side"] == side]
+        # Rounded to a pixel, and whole on the scale.
+        assert bars == pytest.approx([min(each, 0.996) for each in began], abs=0.005)
+    assert max(left + width for _, left, width in drawn) == pytest.approx(1, abs=0.006)
+
+
+def placed(said: dict[str, Any]) -> dict[tuple[str, str, int | None], tuple[float, float]]:
+    """When each phase, round and moment began and ended, from the JSON."""
+    return {
+        (each["side"], each["phase"], each["round"]): (each["began"], each["began"] + each["seconds"])
+        for each in said["timeline"]
+    }
+
+
+def test_phases_of_a_real_move_follow_each_other_and_the_handover_keeps_its_order(
+    pages: dict[str, tuple[Path, dict[str, Any]]],
+) -> None:
+    _, said = pages["move"]
+    at = placed(said)
+    rounds = [(each["kind"], each["index"]) for each in said["rounds"]]
+    dirty = [("source", "rounds", index) for kind, index in rounds if kind == "dirty"]
+    sent = [("source", "bulk", 0), *dirty, ("source", "downtime", None), ("source", "deregistration", None)]
+    paired = [("source", "start", None), ("source", "pairing", None), ("source", "survey", None)]
+    links = [("source", "links", None)] if ("source", "links", None) in at else []
+    received = [("destination", name, None) for name in ("start", "pairing", "twin", "rounds", "handover")]
+    for chain in ([*paired[:2], *links, paired[2], *sent], [*received, ("destination", "deregistration", None)]):
+        for before, after in pairwise(chain):
+            assert at[before][1] <= at[after][0], (before, after)
+    last, downtime = at["source", "downtime", len(rounds) - 1], at["source", "downtime", None]
+    assert downtime[0] <= last[0] < last[1] <= downtime[1]
+    ready, given, taken = (
+        at[where][0]
+        for where in (("destination", "ready", None), ("source", "given", None), ("destination", "taken", None))
+    )
+    assert last[1] <= ready + _STATED, "all was written when it was ready"
+    assert downtime[0] < ready <= given <= taken <= downtime[1]
+    assert at["destination", "handover", None][0] <= ready
+    assert taken <= at["destination", "handover", None][1]
+
+
+def test_the_greeting_alone_lays_both_clocks_beside_each_other_as_well_as_is_said(
+    pages: dict[str, tuple[Path, dict[str, Any]]],
+) -> None:
+    """Both movers read one machine's clock here, and the handover's words bound how far theirs can be apart."""
+    _, said = pages["move"]
+    here, there = said["source"]["progress"], said["destination"]["progress"]
+    apart = here["moments"]["greeted"] - there["moments"]["greeted"]
+    heard = here["began"]["downtime"] + here["seconds"]["downtime"]
+    assert apart >= here["moments"]["given"] - there["moments"]["taken"] - _STATED
+    assert apart <= here["moments"]["given"] - there["moments"]["ready"] + _STATED
+    assert apart <= heard - there["moments"]["taken"] + _STATED
+    claims = [said[side]["claimed"] + said[side]["progress"]["seconds"]["start"] for side in ("source", "destination")]
+    assert apart == pytest.approx(claims[1] - claims[0], abs=_CLAIMS), "two clocks that have nothing to do with it"
 
 
 def test_a_jobs_page_shows_each_guest_and_what_was_written_stays_text(
@@ -162,6 +239,13 @@ def test_every_word_can_be_read_in_light_and_in_dark(
         assert worst >= 4.5, "WCAG 2, level AA"
 
 
+#: Of every bar: its row, and where it begins and how wide it is, in parts of its track.
+_BARS = """
+return [...document.querySelectorAll('.track i')].map(bar => {
+  const [own, all] = [bar, bar.parentElement].map(each => each.getBoundingClientRect());
+  return [bar.closest('tr').querySelector('th').innerText, (own.left - all.left) / all.width, own.width / all.width];
+});
+"""
 #: Of every element with text of its own: its colour against the nearest background that is painted.
 _WORST_CONTRAST = """
 const light = c => { const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)

@@ -16,6 +16,9 @@ from config.errors import RefusedError
 from config.settings import RedisSettings
 from tasks.app import bell_for
 from tasks.cli.guest import announce
+from tasks.cli.rendering.facts import Facts
+from tasks.cli.rendering.report.migration import page_of
+from tasks.cli.rendering.timeline import phases
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MigrateRequest, new_migration_id
 from tasks.one_machine.fleet import LocalFleet
@@ -63,9 +66,10 @@ def start_guest(fleet: LocalFleet) -> None:
         announce(ledger, alpha.settings, started)
 
 
-def to_and_fro(fleet: LocalFleet, wire: int) -> None:
+def to_and_fro(fleet: LocalFleet, wire: int) -> list[MigrationRecord]:
     fleet.start()
     start_guest(fleet)
+    records = []
     for destination in ("beta", "alpha"):
         record = move(fleet, destination)
         assert record.state == "completed", record.message
@@ -73,6 +77,8 @@ def to_and_fro(fleet: LocalFleet, wire: int) -> None:
         assert {choices["wire"] for choices in told if "wire" in choices} == {wire}
         oracle = fleet.hosts[destination].guests.open("web").query_oracle(full=True)  # type: ignore[attr-defined]
         assert oracle["corrupt"] == 0
+        records.append(record)
+    return records
 
 
 def test_a_release_and_the_one_before_move_guests_both_ways(fleet: LocalFleet, tmp_path: Path) -> None:
@@ -91,7 +97,16 @@ def test_hosts_of_before_the_number_was_offered_move_guests_both_ways(fleet: Loc
     subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
     assert not (tmp_path / "workers" / "wire.py").exists()
     fleet.hosts["beta"].program = tmp_path
-    to_and_fro(fleet, UNSAID)
+    for record in to_and_fro(fleet, UNSAID):
+        # They measured only how long phases took; this release still lays them out, beside its own.
+        began = {each.began is not None for each in phases(record) if record.side(each.side).host == "beta"}
+        assert began == {False}
+        assert {each.began is not None for each in phases(record)} == {False, True}
+        (line,) = page_of(Facts.of(record))["timelines"]
+        assert "Of beta, whose mover was of an older release" in line["note"]
+        kinds = {(each.span.row, each.span.kind) for each in line["strips"]}
+        hosts = record.source.host, record.destination.host
+        assert {(f"source, {hosts[0]}", "bulk"), (f"destination, {hosts[1]}", "rounds")} <= kinds
 
 
 @pytest.mark.parametrize("wire", [WIRE - 2, WIRE + 2])

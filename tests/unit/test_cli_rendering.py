@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from config.errors import UnreachableError, UnresolvedError
 from tasks.cli.following import RoundRate, bounded, ending, unresolved
-from tasks.cli.quantities import bit_rate, byte_rate, seconds, size
+from tasks.cli.quantities import bit_rate, byte_rate, instant, seconds, size
 from tasks.cli.rendering.comparison import DemoMove, comparison
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import changes
@@ -110,9 +110,14 @@ def done() -> MigrationRecord:
         (seconds(59.94), "59.9 s"),
         (seconds(3725), "1 h 02 min"),
         (seconds(125), "2 min 05 s"),
+        (instant(20.7121), "20.712 s"),
+        (instant(-0.0004), "-0.000 s"),
+        (instant(179.9999), "3 min 00.000 s"),
+        (instant(3725.5), "62 min 05.500 s"),
+        (instant(None), "-"),
     ],
 )
-def test_quantities_keep_three_digits_and_their_unit(shown: str, expected: str) -> None:
+def test_quantities_keep_the_digits_that_matter_and_their_unit(shown: str, expected: str) -> None:
     assert shown == expected
 
 

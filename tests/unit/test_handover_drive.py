@@ -90,6 +90,17 @@ def test_a_defect_while_given_is_told_does_not_bring_the_guest_back(journal: Jou
     assert (entry(journal), copy.state) == (Entry.GIVEN, RunState.PAUSED)
 
 
+def test_what_the_journal_reached_is_noted_before_anybody_else_hears_of_it(journal: Journal) -> None:
+    """Else the other side's answer could come before it, on one axis."""
+    record, noted = Record(), []
+    record.ill = MemoryError()
+    journal.begin(1, Side.SOURCE, "migration-1", "peer")
+    handover = Handover(journal, cast(Pairing, record), State.PAUSED, cast(Guest, Copy()), noted.append)
+    with pytest.raises(MemoryError):
+        handover.happen(Event.READY)
+    assert (noted, entry(journal)) == (["given"], Entry.GIVEN)
+
+
 @pytest.mark.parametrize("event", [Event.GIVEN, Event.RECOVER])
 def test_a_destination_whose_copy_is_gone_says_so_instead_of_taking(event: Event, journal: Journal) -> None:
     record = Record((1, Fact.GIVEN))

@@ -80,7 +80,78 @@ def test_phases_lie_one_after_the_other_from_the_moment_of_the_request() -> None
     assert [(each.start, each.seconds) for each in source] == [(1.0, 0.5), (1.5, 1.0), (2.5, 2.0), (4.5, 0.5)]
     received = spans["destination, beta", "rounds"]
     assert received.start + received.seconds == 5.0, "it has taken over when the downtime ends"
-    assert all(each.left + each.width <= 100.5 for each in line["strips"])
+    assert all(bar.left + bar.width <= 100.5 for each in line["strips"] for bar in each.bars)
+
+
+def timed() -> MigrationRecord:
+    """Claimed 1 s after the request (the destination 1.5 s), its movers ready 0.5 s later; they greet at 2.5 s."""
+    one = record()
+    source = {**(one.source.progress or {})}
+    source["seconds"] = {"start": 0.5, "pairing": 1.0, "bulk": 2.0, "rounds": 0.3, "downtime": 0.5, "total": 5.0}
+    source["began"] = {"start": -0.5, "pairing": 0.0, "bulk": 1.25, "rounds": 4.0, "downtime": 4.5}
+    source["moments"] = {"greeted": 1.0, "given": 4.8}
+    second = {"index": 1, "kind": "dirty", "bytes": MIB, "sent": MIB, "dirty": MIB}
+    source["rounds"] = [
+        {**ROUNDS[0], "began": 1.25},
+        {**second, "began": 3.5, "seconds": 0.2},
+        {**second, "index": 2, "began": 4.0, "seconds": 0.1},
+        {**ROUNDS[1], "index": 3, "began": 4.6, "seconds": 0.125},
+    ]
+    destination = {
+        "seconds": {"start": 0.5, "pairing": 0.25, "rounds": 3.5, "handover": 0.25},
+        "began": {"start": -0.5, "pairing": 0.0, "rounds": 0.6, "handover": 4.1},
+        "moments": {"greeted": 0.5, "ready": 4.25, "taken": 4.3},
+    }
+    sides = replace(one.source, progress=source), replace(one.destination, progress=destination)
+    return replace(one, source=sides[0], destination=sides[1])
+
+
+def drawn(one: MigrationRecord) -> dict[tuple[str, str], tuple[float, list[tuple[float, float]]]]:
+    """Of each row: after how many seconds it says that it began, and its bars, in seconds."""
+    (line,) = of_migration.page_of(Facts.of(one))["timelines"]
+    whole = max(start + took for strip in line["strips"] for start, took in strip.span.bars)
+    return {
+        (strip.span.row.partition(",")[0], strip.span.what): (
+            round(strip.span.start, 6),
+            [(round(bar.left * whole / 100, 3), round(bar.width * whole / 100, 3)) for bar in strip.bars],
+        )
+        for strip in line["strips"]
+    }
+
+
+def test_bars_lie_where_the_phases_were_and_dirty_rounds_in_one_row() -> None:
+    seen = drawn(timed())
+    assert seen["source", "its mover starts"] == (1.0, [(1.0, 0.5)])
+    assert seen["source", "paired, the twin started"] == (1.5, [(1.5, 1.0)])
+    assert seen["source", "bulk round"] == (2.75, [(2.75, 2.0)])
+    assert seen["source", "dirty rounds"] == (5.0, [(5.0, 0.2), (5.5, 0.1)])
+    assert seen["source", "downtime: the guest is paused"] == (6.0, [(6.0, 0.5)])
+    assert seen["source", "the last round"] == (6.1, [(6.1, 0.125)])
+    assert seen["destination", "receives all rounds"] == (2.6, [(2.6, 3.5)])
+    assert seen["destination", "loads, verifies, takes over"] == (6.1, [(6.1, 0.25)])
+    order = [seen[where][0] for where in (
+        ("destination", "READY: it has it all"), ("source", "GIVEN: the guest is the other's"),
+        ("destination", "TAKEN: it may run here"),
+    )]  # fmt: skip
+    assert order == [6.25, 6.3, 6.3]
+    said = words(page(timed()))
+    assert "half a round trip" in said
+    assert "older release" not in said
+    assert "source, alpha GIVEN: the guest is the other's 6.300 s -" in said
+
+
+@pytest.mark.parametrize("older", ["source", "destination"])
+def test_a_side_of_the_release_before_is_drawn_as_before_and_the_page_says_so(older: str) -> None:
+    new, old = timed(), record()
+    seen = drawn(replace(new, **{older: getattr(old, older)}))
+    said = words(page(replace(new, **{older: getattr(old, older)})))
+    assert f"Of {'alpha' if older == 'source' else 'beta'}, whose mover was of an older release" in said
+    if older == "source":
+        assert seen["source", "bulk round"] == drawn(old)["source", "bulk round"] == (2.5, [(2.5, 2.0)])
+        assert seen["destination", "hears what the source offers"] == (2.0, [(2.0, 0.25)]), "by its claim"
+    else:
+        assert seen["source", "bulk round"] == (2.75, [(2.75, 2.0)])
+        assert seen["destination", "receives all rounds"] == (4.0, [(4.0, 2.5)]), "both end the downtime together"
 
 
 @pytest.mark.parametrize("where", ["guest", "message", "host", "note", "verdict"])
@@ -139,8 +210,11 @@ def test_a_job_says_who_moved_when_who_stays_and_why() -> None:
 
 def test_bars_share_one_scale_and_the_thinnest_is_seen() -> None:
     long, short = strips([Span("a", "", 0, 10, "bulk"), Span("a", "", 10, 0, "downtime")])
-    assert (long.left, long.width) == (0, 100)
-    assert (short.left, short.width) == (99.6, 0.4)
+    (apart,) = strips([Span("a", "", 1, 3, "rounds", ((1, 1), (2, 2)))])
+    assert [(each.left, each.width) for each in apart.bars] == [(25, 25), (50, 50)]
+    before, _ = strips([Span("a", "", -1, 1, "start"), Span("a", "", 0, 10, "bulk")])
+    assert before.bars[0].left == 0
+    assert [(each.left, each.width) for each in (*long.bars, *short.bars)] == [(0, 100), (99.6, 0.4)]
     assert strips([]) == ()
     assert (part(5, 10), part(None, 10), part(5, 0)) == (50, 0, 0)
 

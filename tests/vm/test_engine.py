@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from config.capabilities import read_options
 from config.errors import HostError
 from config.settings import TlsSettings
 from tasks.cli.following import ending
+from tasks.cli.rendering.timeline import phases
 from tasks.records import MigrationRecord
 from tests.contract.tls_certificates import Authority
 from tests.redis_server import RedisServer
@@ -31,6 +33,7 @@ from workers.guests.qemu.own_settings import own_settings
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.guests.qemu.tls_credentials import calling_name, listening_name
 from workers.handover.journal import last_line
+from workers.pairing.contract import Side
 from workers.qemu_engine.destination import listen
 from workers.qemu_engine.source import uri
 
@@ -81,6 +84,22 @@ def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_w
         assert sizes["transferred"] > 32 << 20
         assert len(record.source.progress["rounds"]) > 1
         assert 0 < record.source.progress["seconds"]["downtime"] < record.source.progress["seconds"]["total"]
+        assert_phases_follow_each_other(record)
+
+
+def assert_phases_follow_each_other(record: MigrationRecord) -> None:
+    """Each where it was, on one axis for both sides; passes end when they are seen to, the last with the downtime."""
+    found = phases(record)
+    assert all(each.began is not None for each in found)
+    at = {(each.side, each.name, each.round): each for each in found}
+    sent = [each for each in found if each.side is Side.SOURCE and each.round is not None]
+    downtime = at[Side.SOURCE, "downtime", None]
+    for before, after in pairwise(sent):
+        assert before.ended == pytest.approx(after.began, abs=0.1)
+    assert sent[-1].ended == pytest.approx(downtime.ended, abs=0.1)
+    order = [at[Side.DESTINATION, "ready", None], at[Side.SOURCE, "given", None], at[Side.DESTINATION, "taken", None]]
+    times = [downtime.began, *(each.began for each in order), downtime.ended]
+    assert times == sorted(times, key=lambda each: each or 0)
 
 
 def test_one_that_could_be_moved_from_outside_is_moved_by_qemu_when_asked(vms: VmFleet) -> None:

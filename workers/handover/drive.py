@@ -75,7 +75,15 @@ class Handover:
     `guest` may be set later (a destination begins without one) and may be None when there is no copy to act on.
     """
 
-    def __init__(self, journal: Journal, pairing: Pairing, state: State, guest: Guest | None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        pairing: Pairing,
+        state: State,
+        guest: Guest | None,
+        journalled: Callable[[str], None] | None = None,
+    ) -> None:
+        """`journalled` is told each state that the journal has reached, before anybody else hears of it."""
         assert journal.last is not None
         self._journal = journal
         self._pairing = pairing
@@ -85,6 +93,7 @@ class Handover:
         self.state = state
         self.guest = guest
         self._stuck = False
+        self._journalled = journalled
 
     def happen(self, event: Event) -> None:
         """Take the table's step. Raises what an action raises; the state is then as before, or as journalled."""
@@ -97,6 +106,8 @@ class Handover:
             self._act(action)
             if action in _JOURNALLED or action is Action.JOURNAL_TAKEN_BACK:
                 self.state = row.to  # whatever comes of the rest: a FAIL after JOURNAL_GIVEN must not abort
+                if self._journalled:
+                    self._journalled(row.to)
         if row.to is not before:
             log.info("%s: %s, now %s", self.side, event, row.to)
         self.state = row.to

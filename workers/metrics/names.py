@@ -109,7 +109,7 @@ REASONS = (
     "verify-ram",
     "other",
 )
-#: Spans of both sides (Status.seconds). `registration` overlaps the rounds that it runs beside.
+#: Spans of both sides (Status.seconds), but `start` and `twin`. `registration` overlaps the rounds that it runs beside.
 PHASES = (
     "pairing",
     "links",

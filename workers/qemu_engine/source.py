@@ -177,6 +177,7 @@ def _conclude_pass(watched: _Watched, finished: Finished) -> None:
     migration = watched.migration
     given_up = finished.stalled is not None and not watched.forced
     entry = finished.to_json(given_up=given_up) | {
+        "began": migration.timeline.elapsed - finished.round.seconds,
         "dirty_rate": watched.figures.dirty_rate,
         "at": watched.elapsed,
         "expected_downtime": watched.figures.expected_downtime,
@@ -226,7 +227,8 @@ def _hand_over(watched: _Watched, handover: Handover) -> None:
         handover.await_ready(watched.completed, talk.patience)
         handover.await_taken()
     final = watched.passes.last(watched.figures, watched.elapsed)
-    migration.progress.update({"rounds": (*migration.progress.status.rounds, final.to_json())})
+    entry = final.to_json() | {"began": migration.timeline.elapsed - final.seconds}
+    migration.progress.update({"rounds": (*migration.progress.status.rounds, entry)})
     _report(watched)
 
 

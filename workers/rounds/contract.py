@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+#: Kinds of rounds, and the phase in which each is sent.
+PHASES: Mapping[str, str] = {"bulk": "bulk", "dirty": "rounds", "final": "downtime"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.cli.rendering.timeline import phases
 from tasks.records import MigrationRecord, SideRecord
+from workers.rounds.contract import PHASES
 
 #: Spans of the source's mover, in the order in which they are shown. Registration is what the transfer waited for it,
 #: a part of the survey under rdma-pin-all and of the bulk round without.
@@ -104,6 +106,7 @@ class Facts:
             "seconds": {"queue": self.queue_wait} | {name: self.seconds.get(name) for name in SPANS},
             "transferred_bytes": self.transferred,
             "bytes_per_second": self.rate,
+            "timeline": [each.to_json() for each in phases(self.record)],
             "rounds": [dict(entry) for entry in (self.record.source.progress or {}).get("rounds", ())],
             "choices": dict(self.choices),
         }
@@ -125,7 +128,7 @@ def _finished(entry: Mapping[str, Any]) -> RoundFacts:
 
 def _current(phase: str | None, finished: tuple[RoundFacts, ...], sizes: Mapping[str, int]) -> RoundFacts | None:
     """The round under way. The mover's count belongs to the round before until this one's first batch is through."""
-    kind = {"bulk": "bulk", "rounds": "dirty", "downtime": "final"}.get(phase or "")
+    kind = next((kind for kind, its in PHASES.items() if its == phase), None)
     if kind is None or (finished and (kind == "bulk" or finished[-1].kind == "final")):
         return None
     counted = sizes.get("round_total")

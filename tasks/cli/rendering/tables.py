@@ -12,10 +12,11 @@ from rich.text import Text
 
 from config.capabilities import CAPABILITIES, PARAMETERS
 from config.settings import RebalanceSettings
-from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
+from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, instant, seconds, size
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.lines import state_words
 from tasks.cli.rendering.live import STYLES
+from tasks.cli.rendering.timeline import MOMENTS, Phase, phases, rows
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, Obstacle, Pin, PolicyRecord
 from workers.guests.local import LocalGuest
 from workers.metrics.document import shown_name
@@ -128,8 +129,11 @@ def full(facts: Facts) -> RenderableType:
             ]
         ),
     ]
+    found = phases(record)
     if facts.finished:
-        parts += [Text(), _rounds(facts)]
+        parts += [Text(), _rounds(facts, found)]
+    if any(each.began is not None for each in found):
+        parts += [Text(), _timeline(found)]
     return Group(*parts, Text(), _sides(facts))
 
 
@@ -144,11 +148,13 @@ def _parameters(facts: Facts) -> str:
     return ", ".join(said) or "all at their defaults"
 
 
-def _rounds(facts: Facts) -> RenderableType:
-    made = table("ROUND", ">MEMORY", ">SENT", ">TIME", ">RATE", ">DIRTY SINCE", "VERDICT")
+def _rounds(facts: Facts, found: Sequence[Phase]) -> RenderableType:
+    began = {each.round: each.began for each in found if each.round is not None}
+    made = table("ROUND", ">AFTER", ">MEMORY", ">SENT", ">TIME", ">RATE", ">DIRTY SINCE", "VERDICT")
     for each in facts.finished:
         made.add_row(
             f"{each.index} {each.kind}",
+            instant(began.get(each.index)),
             size(each.total),
             size(each.sent),
             seconds(each.seconds),
@@ -156,6 +162,15 @@ def _rounds(facts: Facts) -> RenderableType:
             size(each.dirty),
             Text(f"{each.verdict}: {each.reason}" if each.verdict else ""),
         )
+    return made
+
+
+def _timeline(found: Sequence[Phase]) -> RenderableType:
+    """Since the migration was asked for, both sides on one axis."""
+    made = table("SIDE", "PHASE", ">AFTER", ">TOOK")
+    for each in rows(found):
+        took = NOTHING if each[0].name in MOMENTS else seconds(sum(one.seconds for one in each))
+        made.add_row(str(each[0].side), each[0].words, instant(each[0].began), took)
     return made
 
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from config.capabilities import PARAMETERS
 from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.facts import Facts, RoundFacts
 from tasks.cli.rendering.report.strips import Span, part, strips
-from tasks.records import SideRecord
+from tasks.cli.rendering.timeline import MOMENTS, Phase, measured, phases, rows
+from tasks.records import MigrationRecord
+from workers.pairing.contract import Side
 
-#: The source's phases in their order. Registration runs beside the rounds and has no place of its own in it.
-_SOURCE = ("pairing", "links", "survey", "bulk", "rounds", "downtime", "deregistration")
-_SAID = {
-    "queue": "waited for admission",
-    "start": "its mover starts",
-    "pairing": "paired, the twin started",
-    "links": "waited for the links",
-    "survey": "looked at the memory",
-    "bulk": "bulk round",
-    "rounds": "dirty rounds",
-    "received": "receives all rounds",
-    "downtime": "downtime: the guest is paused",
-    "handover": "loads, verifies, takes over",
-    "deregistration": "lets go of memory",
-}
+_MEASURED = (
+    "From the moment when the migration was asked for. Bars lie where they were, by each mover's own clock; in a gap"
+    " nothing was measured by itself. The two clocks are laid beside each other by the moment when the movers greeted"
+    " each other: one side may be off against the other by half a round trip between the hosts, and by as long as a"
+    " busy host kept its mover waiting in that instant. READY, GIVEN and TAKEN keep their order."
+)
+_ONE_AFTER_THE_OTHER = (
+    "only how long phases took was measured: the source's are drawn one after the other, the destination's so that both"
+    " end the downtime together."
+)
 
 
 def page_of(facts: Facts) -> dict[str, Any]:
@@ -41,8 +38,7 @@ def page_of(facts: Facts) -> dict[str, Any]:
         "timelines": [
             {
                 "title": "What happened when",
-                "note": "From the moment when the migration was asked for. Only how long phases took was measured: the "
-                "source's are drawn one after the other, the destination's so that both end the downtime together.",
+                "note": _note(record),
                 "strips": strips(_timeline(facts)),
             }
         ],
@@ -74,47 +70,76 @@ def _figures(facts: Facts) -> Iterator[tuple[str, str, str]]:
     yield "Rounds", str(len(facts.finished)), ""
 
 
+def _note(record: MigrationRecord) -> str:
+    older = [side.host for side in (record.source, record.destination) if side.progress and not measured(side)]
+    if not older:
+        return _MEASURED
+    return f"{_MEASURED} Of {' and '.join(older)}, whose mover was of an older release, {_ONE_AFTER_THE_OTHER}"
+
+
 def _timeline(facts: Facts) -> Iterator[Span]:
     record = facts.record
     if facts.queue_wait is not None:
-        yield Span("fleet", _SAID["queue"], 0.0, facts.queue_wait, "queue")
-    sent = list(_sent(record.source, record.created))
+        yield Span("fleet", "waited for admission", 0.0, facts.queue_wait, "queue")
+    found = phases(record)
+    sent = _drawn(record, Side.SOURCE, found) if measured(record.source) else list(_sent(record, found))
     yield from sent
+    if measured(record.destination):
+        yield from _drawn(record, Side.DESTINATION, found)
+        return
     paused = [span for span in sent if span.kind == "downtime"]
-    taken = paused[0].start + paused[0].seconds if paused else None
-    yield from _received(record.destination, record.created, taken)
+    yield from _received(record, found, paused[0].start + paused[0].seconds if paused else None)
 
 
-def _sent(side: SideRecord, created: float) -> Iterator[Span]:
-    took = (side.progress or {}).get("seconds", {})
+def _drawn(record: MigrationRecord, side: Side, found: Sequence[Phase]) -> list[Span]:
+    """A side of which is known when its phases were."""
+    return [
+        _span(
+            record, each[0], each[0].began or 0.0, sum(one.seconds for one in each),
+            tuple((one.began or 0.0, one.seconds) for one in each),
+        )
+        for each in rows([one for one in found if one.side is side])
+    ]  # fmt: skip
+
+
+def _span(
+    record: MigrationRecord, phase: Phase, at: float, took: float, pieces: tuple[tuple[float, float], ...] = ()
+) -> Span:
+    row = f"{phase.side}, {record.side(phase.side).host}"
+    kind = "moment" if phase.name in MOMENTS else "rounds" if phase.round and phase.name == "downtime" else phase.name
+    return Span(row, phase.words, at, took, kind, pieces)
+
+
+def _sent(record: MigrationRecord, found: Sequence[Phase]) -> Iterator[Span]:
+    """The source's phases one after the other."""
+    side = record.source
     if side.claimed is None:
         return
-    row, at = f"source, {side.host}", side.claimed - created
-    measured = sum(took.get(phase, 0.0) for phase in _SOURCE)
-    if (idle := took.get("total", measured) - measured) > 0:
-        yield Span(row, _SAID["start"], at, idle, "start")
-        at += idle
-    for phase in _SOURCE:
-        if phase in took:
-            yield Span(row, _SAID[phase], at, took[phase], phase)
-            at += took[phase]
+    at, took = side.claimed - record.created, (side.progress or {}).get("seconds", {})
+    spans = [each for each in found if each.side is Side.SOURCE]
+    measured_in_all = sum(each.seconds for each in spans)
+    if (idle := took.get("total", measured_in_all) - measured_in_all) > 0:
+        spans.insert(0, Phase(Side.SOURCE, "start", None, idle))
+    for each in spans:
+        yield _span(record, each, at, each.seconds)
+        at += each.seconds
 
 
-def _received(side: SideRecord, created: float, taken: float | None) -> Iterator[Span]:
+def _received(record: MigrationRecord, found: Sequence[Phase], taken: float | None) -> Iterator[Span]:
     """Pairing from the claim on, all else so that it has taken over (`taken`) when the source's downtime ends."""
-    took = (side.progress or {}).get("seconds", {})
+    side = record.destination
     if side.claimed is None:
         return
-    row, claimed = f"destination, {side.host}", side.claimed - created
-    paired = claimed + took.get("pairing", 0.0)
-    if "pairing" in took:
-        yield Span(row, _SAID["pairing"], claimed, took["pairing"], "pairing")
-    until_taken = took.get("rounds", 0.0) + took.get("handover", 0.0)
-    at = paired if taken is None else max(paired, taken - until_taken)
-    for phase in ("rounds", "handover", "deregistration"):
-        if phase in took:
-            yield Span(row, _SAID["received" if phase == "rounds" else phase], at, took[phase], phase)
-            at += took[phase]
+    at, until_taken = side.claimed - record.created, 0.0
+    spans = {each.name: each for each in found if each.side is Side.DESTINATION}
+    if (pairing := spans.pop("pairing", None)) is not None:
+        yield _span(record, pairing, at, pairing.seconds)
+        at += pairing.seconds
+    until_taken = sum(spans[name].seconds for name in ("rounds", "handover") if name in spans)
+    at = at if taken is None else max(at, taken - until_taken)
+    for each in spans.values():
+        yield _span(record, each, at, each.seconds)
+        at += each.seconds
 
 
 def _rounds(facts: Facts) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tasks.cli.quantities import seconds
+from tasks.cli.quantities import instant, seconds
 
 _TEMPLATES = Environment(
     loader=PackageLoader("tasks.cli.rendering.report", "."),
@@ -21,7 +21,7 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters["duration"] = seconds
+_TEMPLATES.filters |= {"duration": seconds, "instant": instant}
 
 
 def html(content: Mapping[str, Any]) -> str:

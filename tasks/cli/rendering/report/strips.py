@@ -19,29 +19,44 @@ class Span:
     seconds: float
     #: How it is drawn: a phase, or how an attempt ended.
     kind: str
+    #: Start and seconds of each, where it lies in several pieces; `seconds` is their sum then.
+    pieces: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def bars(self) -> tuple[tuple[float, float], ...]:
+        """Start and seconds of what is drawn of it."""
+        return self.pieces or ((self.start, self.seconds),)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Where it begins and how wide it is, in percent of the scale."""
+
+    left: float
+    width: float
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A span on the page: where its bar begins and how wide it is, in percent of the scale."""
+    """A span on the page."""
 
     span: Span
-    left: float
-    width: float
+    bars: tuple[Bar, ...]
 
 
 def strips(spans: Iterable[Span]) -> tuple[Strip, ...]:
     """Each span on the scale that all of them share."""
     found = list(spans)
-    whole = max((span.start + span.seconds for span in found), default=0.0) or 1.0
+    whole = max((start + seconds for span in found for start, seconds in span.bars), default=0.0) or 1.0
     return tuple(
-        Strip(
-            span,
-            round(100 * min(span.start / whole, 1 - _THINNEST / 100), 3),
-            round(max(100 * span.seconds / whole, _THINNEST), 3),
-        )
-        for span in found
+        Strip(span, tuple(_bar(start / whole, seconds / whole) for start, seconds in span.bars)) for span in found
     )
+
+
+def _bar(start: float, width: float) -> Bar:
+    """Of parts of the scale; whole on it, though two clocks may disagree on which was first."""
+    left = min(max(100 * start, 0.0), 100 - _THINNEST)
+    return Bar(round(left, 3), round(max(100 * width, _THINNEST), 3))
 
 
 def part(value: float | None, most: float) -> float:
