@@ -24,7 +24,7 @@ def command(context: click.Context, port: int | None) -> int:
 
     One is enough for a fleet, several do no harm: it keeps nothing, only reads, and reads Redis at most once in
     exporter.interval however often it is scraped. A worker's own metrics are on that worker's ports. What rebalancing
-    aims at and would gain is told of each policy in its settings file, the same as `droveway beat` has.
+    aims at and would gain is told of each policy in its settings file: write those of `droveway beat` there too.
 
     Ends on SIGTERM or Ctrl-C. Without Redis it goes on, and shows droveway_redis_up 0.
 

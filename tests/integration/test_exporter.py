@@ -119,6 +119,9 @@ def test_what_rebalancing_aims_at_and_gains_is_told_of_each_policy(
     policy = '[rebalance.{}]\ncron = "0 3 * * *"\ntarget = {}\nthreshold = 1.5\nmost_moves = {}\n'
     file.write_text(policy.format("nightly", 0.01, 10) + policy.format("content", 1.4, 10))
     settings = fleet_in(own_redis_server)
+    with closing(Ledger(settings)) as ledger:
+        for side in Side:
+            ledger.heartbeat("alpha", side, OFFERED, [], [LocalGuest(name, GIB, 0) for name in ("web", "db")])
     with exporter(settings, "--config", str(file)) as port:
         found = until_seen(port, 'droveway_rebalance_gain{policy="content"}', 0)
     targets = {name: value for name, value in found.items() if name.startswith("droveway_imbalance_target")}
