@@ -102,7 +102,7 @@ class Status:
     #: (bytes found after it), dirty_rate (bytes/s), at (seconds since the bulk round began), expected_downtime, verdict
     #: and its reason.
     rounds: tuple[Mapping[str, Any], ...] = ()
-    #: total, transferred, remaining, skipped as zero, registered.
+    #: total, transferred, remaining, skipped as zero, registered, and the most that ever was (registered_most).
     bytes: Mapping[str, int] = field(default_factory=dict)
     #: transfer, dirty: latest measured rates.
     rates: Mapping[str, float] = field(default_factory=dict)

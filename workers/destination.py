@@ -18,7 +18,15 @@ from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
 from workers.handover.states import Event, State
-from workers.link import Link, await_source, engine_offered, link_as_destination, ram_for, refusals_told
+from workers.link import (
+    Link,
+    await_source,
+    engine_offered,
+    link_as_destination,
+    ram_for,
+    refusals_told,
+    registration_policy,
+)
 from workers.migration import Migration
 from workers.pairing.agreement import pins_certainly, refuse_beyond_limits
 from workers.pairing.contract import Side
@@ -96,6 +104,8 @@ def _receive(migration: Migration, link: Link, ram: Ram, handover: Handover) -> 
     verify = link.agreement.capabilities[Capability.VERIFY_RAM]
     digests = PageDigests(ram.view, ram.size) if verify else None
     talk = link.talk
+    # The source chooses, from the same facts; here it only tells whose memory this is.
+    migration.progress.merge("choices", {"policy": registration_policy(migration, link).policy})
     assert handover.guest is not None
     with (
         Incoming(link.endpoint, talk, ram, digests, _SILENCE) as incoming,
@@ -131,7 +141,8 @@ def _answer(talk: Conversation, piece: bytes) -> None:
 
 def _report(migration: Migration, incoming: Incoming) -> None:
     migration.check()
-    migration.progress.merge("bytes", {"transferred": incoming.written, "registered": incoming.registered})
+    sizes = {"transferred": incoming.written, "registered": incoming.registered, "registered_most": incoming.most}
+    migration.progress.merge("bytes", sizes)
 
 
 def _compare(digests: PageDigests, check: bytes | memoryview, unit: int) -> None:

@@ -13,19 +13,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from config.capabilities import SUPPORTED, SUPPORTED_BY_QEMU, EngineChoice, TransportChoice
+from config.capabilities import MigrationCapability as Capability
 from config.errors import CancelledError, DrovewayError, PeerError
 from workers.conversation import Conversation
 from workers.dirty.choose import KINDS
 from workers.fault_injection import point
 from workers.guests.contract import Guest
 from workers.migration import Migration
-from workers.pairing.agreement import Agreement, agree
+from workers.pairing.agreement import Agreement, agree, pins
 from workers.pairing.contract import Side
 from workers.pairing.engine import choose, engines
 from workers.pairing.offer import MAX_REASON, Offer, blocks_of, decode, encode
 from workers.protocol import MessageType
 from workers.ram import Ram
 from workers.ranges import PAGE_SIZE
+from workers.registration.choose import Choice, Facts
+from workers.registration.choose import choose as choose_policy
 from workers.registration.limits import LockLimits, lock_limits
 from workers.registration.registrar import GRANULE
 from workers.transports.contract import Endpoint
@@ -164,6 +167,22 @@ def _connect(migration: Migration, endpoints: Mapping[str, Endpoint], mine: Offe
     migration.timeline.mark("greeted")
     migration.progress.merge("choices", agreement.to_json())
     return Link(endpoint, talk, agreement, source, destination)
+
+
+def registration_policy(migration: Migration, link: Link) -> Choice:
+    """How memory is registered: both sides come to the same by what they offered. Raises RefusedError (`memory-lock`):
+    too little can be locked."""
+    agreed = link.agreement.capabilities
+    facts = Facts(
+        memory=link.source.memory,
+        touched=link.source.touched,
+        source_limit=link.source.memlock,
+        destination_limit=link.destination.memlock,
+        pin_all=agreed[Capability.RDMA_PIN_ALL],
+        pin_budget=migration.parameters.pin_budget,
+        locks=pins(link.agreement.transport, agreed),
+    )
+    return choose_policy(facts)
 
 
 def await_links(migration: Migration, link: Link) -> None:

@@ -27,17 +27,14 @@ from workers.guests.local import LocalGuests
 from workers.handover.drive import Handover
 from workers.handover.journal import driving
 from workers.handover.states import Event, State
-from workers.link import Link, await_links, link_as_source, ram_for, refusals_told
+from workers.link import Link, await_links, link_as_source, ram_for, refusals_told, registration_policy
 from workers.migration import Migration
-from workers.pairing.agreement import pins
 from workers.pairing.contract import Side
 from workers.pairing.engine import leaving
 from workers.protocol import MessageType
 from workers.qemu_engine import source as qemu_engine
 from workers.ram import Ram
 from workers.ranges import RangeTable
-from workers.registration.choose import Choice, Facts
-from workers.registration.choose import choose as choose_policy
 from workers.registration.policies import make_policy
 from workers.registration.registrar import Registrar
 from workers.rounds.contract import PHASES, Round
@@ -106,7 +103,7 @@ def _move(migration: Migration, link: Link, ram: Ram, guest: Guest, handover: Ha
     """Everything between being connected and the destination running the guest."""
     with _tracking(migration, link, guest, ram) as tracker:
         source = _Connected(migration, link, guest, ram, tracker, _digests(link, ram))
-        registrar = Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic)
+        registrar = _registrar(migration, link, ram)
         transfer = _transfer(source, registrar)
         ending = _send_live(source, transfer, registrar)
         _hand_over(source, transfer, handover, ending)
@@ -156,16 +153,22 @@ def _digests(link: Link, ram: Ram) -> PageDigests | None:
     return PageDigests(ram.view, ram.size) if link.agreement.capabilities[Capability.VERIFY_RAM] else None
 
 
+def _registrar(migration: Migration, link: Link, ram: Ram) -> Registrar:
+    def account(now: int, most: int) -> None:
+        migration.progress.merge("bytes", {"registered": now, "registered_most": most})
+
+    return Registrar(link.talk, link.endpoint, ram.size, _ANSWER, time.monotonic, account)
+
+
 def _transfer(source: _Connected, registrar: Registrar) -> Transfer:
     migration, agreed = source.migration, source.link.agreement
-    choice = _policy(migration, source.link)
+    choice = registration_policy(migration, source.link)
     migration.progress.merge("choices", choice.to_json())
     zero_pages = ZeroPages(source.ram.view, source.ram.size) if agreed.capabilities[Capability.ZERO_PAGES] else None
 
     def progress(done: int, total: int) -> None:
         migration.check()
-        moved = {"round_done": done, "round_total": total, "registered": registrar.registered}
-        migration.progress.merge("bytes", moved)
+        migration.progress.merge("bytes", {"round_done": done, "round_total": total})
         point("source.sending")
 
     return Transfer(
@@ -180,20 +183,6 @@ def _transfer(source: _Connected, registrar: Registrar) -> Transfer:
         progress=progress,
         check=migration.check,
     )
-
-
-def _policy(migration: Migration, link: Link) -> Choice:
-    agreed = link.agreement.capabilities
-    facts = Facts(
-        memory=link.source.memory,
-        touched=link.source.touched,
-        source_limit=link.source.memlock,
-        destination_limit=link.destination.memlock,
-        pin_all=agreed[Capability.RDMA_PIN_ALL],
-        pin_budget=migration.parameters.pin_budget,
-        locks=pins(link.agreement.transport, agreed),
-    )
-    return choose_policy(facts)
 
 
 def _send_live(source: _Connected, transfer: Transfer, registrar: Registrar) -> Ending:

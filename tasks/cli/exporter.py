@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from tasks.cli.invocation import SettingsCommand, invocation_of
 from tasks.exporter.collector import FleetCollector
 from tasks.exporter.reading import Reader
+from tasks.scheduled import policy_of
 from workers import logs
 from workers.metrics.page import Recent, serve, well
 
@@ -22,7 +23,8 @@ def command(context: click.Context, port: int | None) -> int:
     """Serve the fleet's metrics: migrations, hosts, evacuations, balance, and whether Redis is durable.
 
     One is enough for a fleet, several do no harm: it keeps nothing, only reads, and reads Redis at most once in
-    exporter.interval however often it is scraped. A worker's own metrics are on that worker's ports.
+    exporter.interval however often it is scraped. A worker's own metrics are on that worker's ports. What rebalancing
+    aims at and would gain is told of each policy in its settings file: write those of `droveway beat` there too.
 
     Ends on SIGTERM or Ctrl-C. Without Redis it goes on, and shows droveway_redis_up 0.
 
@@ -40,7 +42,8 @@ def command(context: click.Context, port: int | None) -> int:
         signal.signal(number, lambda *_: stopping.set())
     with invocation.ledger() as ledger:
         registry = CollectorRegistry()
-        registry.register(FleetCollector(Reader(ledger).read, settings.exporter.interval))
+        policies = {name: policy_of(terms) for name, terms in settings.rebalance.items()}
+        registry.register(FleetCollector(Reader(ledger).read, settings.exporter.interval, policies))
         address, at = str(settings.exporter.address), port or settings.exporter.port
         stop = serve(address, at, registry, well, Recent(ledger.now), "exporter.port")
         click.echo(f"http://{f'[{address}]' if ':' in address else address}:{at}/metrics", err=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
 from prometheus_client.core import GaugeMetricFamily
@@ -37,13 +37,18 @@ class FleetCollector(Collector):
     """What the exporter shows. Any thread may collect; all of one interval get the same."""
 
     def __init__(
-        self, read: Callable[[], Reading], interval: float, clock: Callable[[], float] = time.monotonic
+        self,
+        read: Callable[[], Reading],
+        interval: float,
+        policies: Mapping[str, Policy],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`read` may raise DrovewayError: Redis is away, and nothing is shown of the fleet."""
+        """`read` may raise DrovewayError: Redis is away, and nothing is shown of the fleet. `policies`: those by which
+        guests are spread out, by name; none: what `droveway rebalance` goes by."""
         self._read = read
         self._interval = interval
         self._clock = clock
-        self._policy = Policy()
+        self._policies = policies or {names.DEFAULT_POLICY: Policy()}
         self._lock = threading.Lock()
         self._made_at = float("-inf")
         self._made: dict[Metric, Samples] = {}
@@ -75,7 +80,7 @@ class FleetCollector(Collector):
             return {names.REDIS_UP: {(): 0.0}, names.READ_SECONDS: {(): self._clock() - began}}
         found = cluster(reading.fleet, reading.open, reading.now)
         self._look_ahead(found)
-        made = samples(reading, found, self._policy, self._outlook)
+        made = samples(reading, found, self._policies, self._outlook)
         return made | {names.REDIS_UP: {(): 1.0}, names.READ_SECONDS: {(): self._clock() - began}}
 
     def _look_ahead(self, found: Cluster) -> None:
@@ -93,7 +98,7 @@ class FleetCollector(Collector):
     def _plan(self, found: Cluster) -> None:
         began = self._clock()
         try:
-            self._outlook = outlook(found, self._policy)
+            self._outlook = outlook(found, self._policies)
         except Exception:  # the thread's last frame: a defect in planning must not pass unseen, nor end the exporter
             log.exception("planning what is shown failed: a defect")
             self._outlook = None

@@ -29,7 +29,9 @@ Samples = Mapping[tuple[str, ...], float]
 _WAITS = (("worker", "worker is alive"), ("memory", "bytes free"), ("link", "shared link"), ("slot", "slot of"))
 
 
-def samples(reading: Reading, cluster: Cluster, policy: Policy, ahead: Outlook | None) -> dict[Metric, Samples]:
+def samples(
+    reading: Reading, cluster: Cluster, policies: Mapping[str, Policy], ahead: Outlook | None
+) -> dict[Metric, Samples]:
     """All metrics of the fleet but those of the exporter itself. `cluster`: the same fleet as plans see it."""
     moves = [record for record in reading.open if not record.ended]
     found: dict[Metric, Samples] = {
@@ -40,7 +42,7 @@ def samples(reading: Reading, cluster: Cluster, policy: Policy, ahead: Outlook |
         names.NO_PROGRESS: {(): max((_no_progress(record, reading.now) for record in moves), default=0.0)},
         names.MOST_MOVED: {(): float(max(reading.moved.values(), default=0))},
         names.IMBALANCE: {(): imbalance_of(cluster)},
-        names.IMBALANCE_TARGET: {(): policy.target},
+        names.IMBALANCE_TARGET: {(name,): policy.target for name, policy in policies.items()},
         names.JOBS: {
             (kind, state): float(reading.jobs.get((kind, state), 0))
             for kind in names.JOB_KINDS
@@ -51,7 +53,7 @@ def samples(reading: Reading, cluster: Cluster, policy: Policy, ahead: Outlook |
     found |= _hosts(reading)
     found |= _evacuations(reading)
     if ahead is not None:
-        found[names.GAIN] = {(): ahead.gain}
+        found[names.GAIN] = {(name,): gain for name, gain in ahead.gain.items()}
         found[names.NOT_EVACUABLE] = {(why,): float(ahead.not_evacuable.get(why, 0)) for why in names.HELD_BY}
     return found
 

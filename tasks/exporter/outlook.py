@@ -17,18 +17,23 @@ MOST_HOSTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """`gain`: imbalance that a rebalancing would take away. `not_evacuable`: guests by what holds them."""
+    """`gain`: imbalance that each policy would take away. `not_evacuable`: guests by what holds them."""
 
-    gain: float
+    gain: Mapping[str, float]
     not_evacuable: Mapping[str, int]
 
 
-def outlook(cluster: Cluster, policy: Policy) -> Outlook | None:
+def outlook(cluster: Cluster, policies: Mapping[str, Policy]) -> Outlook | None:
     """None for a fleet that is too large for it."""
     if len(cluster.hosts) > MOST_HOSTS:
         return None
+    gain = {name: _gain(cluster, policy) for name, policy in policies.items()}
+    return Outlook(gain, _not_evacuable(cluster))
+
+
+def _gain(cluster: Cluster, policy: Policy) -> float:
     plan = plan_rebalance(cluster, policy, cluster.taken)
-    return Outlook(max(0.0, plan.imbalance_before - plan.imbalance_after), _not_evacuable(cluster))
+    return max(0.0, plan.imbalance_before - plan.imbalance_after)
 
 
 def _not_evacuable(cluster: Cluster) -> Counter[str]:

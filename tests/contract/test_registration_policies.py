@@ -119,7 +119,10 @@ class Sending:
         self.endpoint = Watched(pair.source, window)
         talk = Conversation(self.endpoint, lambda: None)
         self.talk = talk
-        self.registrar = Registrar(talk, self.endpoint, self.ram.size, 30, time.monotonic)
+        #: What it told of itself: bytes registered at the time, and the most until then.
+        self.accounted: list[tuple[int, int]] = []
+        account = lambda *said: self.accounted.append(said)  # noqa: E731
+        self.registrar = Registrar(talk, self.endpoint, self.ram.size, 30, time.monotonic, account)
         self.digests = PageDigests(self.ram.view, self.ram.size)
         self.transfer = Transfer(
             self.endpoint,
@@ -157,6 +160,7 @@ def served(pair: Pair, digests: PageDigests | None = None, window: int = 0) -> I
             with Incoming(serving.endpoint, talk, pair.destination_ram, digests, 30) as incoming:
                 serving.ended = incoming.serve(lambda: None)
                 assert incoming.registered == serving.endpoint.registered.size
+                assert incoming.most == serving.endpoint.most
         except BaseException as error:
             failures.append(error)
             pair.destination.abort()  # so that the source does not wait for it
@@ -228,6 +232,8 @@ def test_all_rounds_arrive_and_nothing_else_is_written_or_registered(maker: Make
         assert serving.ended
         assert sending.endpoint.registered == serving.endpoint.registered
         assert sending.registrar.registered == sending.registrar.held == sending.endpoint.registered.size
+        assert sending.registrar.most == sending.endpoint.most
+        assert sending.accounted[-1] == (sending.registrar.registered, sending.registrar.most)
         assert bytes(pair.source_ram.view) == bytes(pair.destination_ram.view)
         assert not differing(sending.digests.rollup(CHUNK), theirs.rollup(CHUNK), CHUNK)
 

@@ -328,6 +328,8 @@ def test_a_write_outside_of_what_is_registered_changes_nothing_and_ends_the_conn
     if forge is one_bad_row_among_good_ones:  # the others had every right to land
         written = written[(written < region.start) | (written >= region.end)]
     assert not len(written)
+    failed = {"rem-access-err": 1} if pair.source.kind == "verbs" else {}  # a device says how
+    assert pair.source.figures().failed == failed
 
 
 def test_keys_are_never_zero_and_never_given_out_twice(pair: Pair) -> None:

@@ -72,7 +72,7 @@ def test_each_file_is_where_the_units_look_for_it_and_running_it_again_changes_n
     before = files(root)
     again = setup(root, "--redis", "--beat", "--exporter")
     assert again.returncode == 0
-    assert "users" not in again.stdout
+    assert "Redis' settings and users" not in again.stdout
     assert files(root) == before
     check = setup(root, "--check", "--redis", "--beat", "--exporter")
     assert (check.returncode, "nothing is left to do" in check.stdout) == (0, True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import secrets
 import socket
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from config.errors import DrovewayError
 from config.settings import RedisSettings, TlsSettings
@@ -23,6 +20,7 @@ from tasks.one_machine.fleet import LocalFleet
 from tasks.records import MigrationRecord
 from tasks.requests import admit, submit, watch
 from tests.contract.tls_certificates import Authority
+from tests.metrics_page import scraped_after
 from workers.guests.memory_spec import MemoryGuestSpec
 from workers.pairing.contract import Side
 
@@ -76,7 +74,7 @@ def test_a_guest_moves_over_tls_and_the_workers_count_it(fleet: LocalFleet, tmp_
     oracle = fleet.hosts["beta"].guests.open("secret").query_oracle(full=True)  # type: ignore[attr-defined]
     assert oracle["corrupt"] == 0
 
-    source = samples(ports["alpha"][Side.SOURCE])
+    source = scraped_after(ports["alpha"][Side.SOURCE], 1)
     assert source['droveway_migrations_total{reason="none",state="completed"}'] == 1
     assert source['droveway_migrations_total{reason="none",state="cancelled"}'] == 0, "there before it happens"
     assert source["droveway_downtime_seconds_count"] == 1
@@ -90,28 +88,15 @@ def test_a_guest_moves_over_tls_and_the_workers_count_it(fleet: LocalFleet, tmp_
     assert source['droveway_work_request_seconds_count{transport="tcp"}'] >= 2, "a frame of at most 4 MiB"
     assert source['droveway_in_flight_bytes_sum{transport="tcp"}'] >= 1 << 20
     assert source['droveway_retries_total{transport="tcp"}'] >= 0
-    assert source['droveway_registered_bytes{side="source"}'] == 0, "nobody moves any more"
-    destination = samples(ports["beta"][Side.DESTINATION])
+    assert source['droveway_registered_bytes{policy="dynamic",side="source"}'] == 0, "nobody moves any more"
+    for side in (record.source, record.destination):
+        assert side.progress is not None
+        assert side.progress["choices"]["policy"] == "dynamic"
+        assert side.progress["bytes"]["registered_most"] >= sent["bulk"]
+    destination = scraped_after(ports["beta"][Side.DESTINATION], 1)
     assert destination['droveway_phase_seconds_count{phase="total",side="destination"}'] == 1
     assert destination["droveway_guest_gap_seconds_count"] == 1
     assert 0 < destination["droveway_guest_gap_seconds_sum"] < 30
-
-
-def samples(port: int) -> dict[str, float]:
-    """Every sample of a worker's page by `name{labels}`, once the worker has told of its last attempt."""
-    deadline = time.monotonic() + 20
-    while True:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
-            text = page.read().decode()
-        found = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
-                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-        if any(name.startswith("droveway_phase_seconds_count") and value for name, value in found.items()):
-            return found
-        assert time.monotonic() < deadline, text
-        time.sleep(0.1)
 
 
 def test_a_host_of_another_authority_gets_nothing_and_the_guest_stays(fleet: LocalFleet, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_the_fleet_is_shown_and_only_read(own_redis_server: RedisServer) -> None
         checks = ("appendonly", "appendfsync", "maxmemory_policy")
         assert all(found[f'droveway_redis_durable{{check="{check}"}}'] == 1 for check in checks)
         assert found["droveway_imbalance"] > 0
+        assert found['droveway_imbalance_target{policy="default"}'] == 0.06
         assert written(own_redis_server) == before, "it changes nothing in Redis"
 
         ledger.pin(Kept.CORDON, "beta", "firmware")
@@ -109,6 +110,26 @@ def test_the_fleet_is_shown_and_only_read(own_redis_server: RedisServer) -> None
     assert not [line for line in lines if "web" in line or "m-1" in line]
     shown = {family.name for family in text_string_to_metric_families(page)}
     assert shown <= {metric.name for metric in (names.BUILD, *names.FLEET)}
+
+
+def test_what_rebalancing_aims_at_and_gains_is_told_of_each_policy(
+    own_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "droveway.toml"
+    policy = '[rebalance.{}]\ncron = "0 3 * * *"\ntarget = {}\nthreshold = 1.5\nmost_moves = {}\n'
+    file.write_text(policy.format("nightly", 0.01, 10) + policy.format("content", 1.4, 10))
+    settings = fleet_in(own_redis_server)
+    with closing(Ledger(settings)) as ledger:
+        for side in Side:
+            ledger.heartbeat("alpha", side, OFFERED, [], [LocalGuest(name, GIB, 0) for name in ("web", "db")])
+    with exporter(settings, "--config", str(file)) as port:
+        found = until_seen(port, 'droveway_rebalance_gain{policy="content"}', 0)
+    targets = {name: value for name, value in found.items() if name.startswith("droveway_imbalance_target")}
+    assert targets == {
+        'droveway_imbalance_target{policy="nightly"}': 0.01,
+        'droveway_imbalance_target{policy="content"}': 1.4,
+    }
+    assert found['droveway_rebalance_gain{policy="nightly"}'] > 0
 
 
 def written(server: RedisServer) -> int:

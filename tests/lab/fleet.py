@@ -21,6 +21,7 @@ from typing import Any, Self, TextIO
 from config.settings import load_settings
 from tasks.ledger.ledger import Ledger
 from tests.lab.machine import HOST_IN_GUEST, LAB, REPOSITORY, SHARE_IN_GUEST, Machine, Running
+from tests.metrics_page import parsed
 from tests.redis_server import RedisServer
 from tests.until import until as wait_until
 from workers.pairing.contract import Side
@@ -132,6 +133,10 @@ class LabHost:
     @property
     def _cable(self) -> str:
         return str(json.loads(self.shell("rdma -j link show rxe0/1"))[0]["netdev"])
+
+    def metrics(self, side: Side) -> dict[str, float]:
+        """What this side's worker shows."""
+        return parsed(self.ask("metrics", side=side))
 
     def mover(self, side: Side, states: str = "RSD") -> int | None:
         """Process of the one mover of this side that is in one of these states, as in /proc/PID/stat."""

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
-from tests.lab.fleet import LabFleet, Move, until
+from tests.lab.fleet import LabFleet, LabHost, Move, until
 from tests.lab.machine import Machine
 from workers.pairing.contract import Side
+from workers.transports.verbs import VerbsSettings
 
 # Setting the fleet up takes 1.5 minutes of the first test on two quiet cores; others may have them as well.
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 OVER_RDMA = ("--set=transport=verbs",)
-BUDGET = 64 << 20  # the least there is
+MIB = 1 << 20
+BUDGET = 64 * MIB  # the least there is
+#: Bytes that a source may have posted and not confirmed.
+IN_FLIGHT = VerbsSettings("source").in_flight_limit
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +63,66 @@ def arrived(fleet: LabFleet, report: dict[str, Any]) -> dict[str, Any]:
 def held_in_the_bulk_round(fleet: LabFleet, *options: str) -> tuple[Move, int]:
     """A move whose source's mover stopped itself after the first batch; the move, and that mover."""
     move = fleet.move(*OVER_RDMA, *options, fault="stop-at=source.sending")
+    return move, stopped(fleet, move)
 
-    def stopped() -> int | None:
+
+def stopped(fleet: LabFleet, move: Move) -> int:
+    """The source's mover, once it has stopped itself."""
+
+    def look() -> int | None:
         assert not move.ended(), move.end()
         return fleet.here.mover(Side.SOURCE, "T")
 
-    return move, until("the source's stop", stopped)
+    return until("the source's stop", look)
+
+
+def assert_pinned(fleet: LabFleet) -> None:
+    """What each side's worker tells of a move that is held, beside what the kernel says of its mover."""
+    for host, side in ((fleet.here, Side.SOURCE), (fleet.there, Side.DESTINATION)):
+        name = f'droveway_pinned_bytes{{policy="pin-all",side="{side}"}}'
+        told = until(f"pinned memory on the {side}'s page", lambda: host.metrics(side)[name])  # noqa: B023
+        mover = next(name for name in host.ask("movers") if name.endswith(f".{side}"))
+        said = host.ask("most_pinned")[mover]
+        assert 40 * MIB < told <= said < told + 8 * MIB, (side, told, said)
+
+
+def assert_measured(host: LabHost, policy: str) -> None:
+    """What a source shows of its only move, which has ended."""
+    page = until("the move's figures", lambda: found if ended(found := host.metrics(Side.SOURCE)) else None)
+    locked = {name: value for name, value in page.items() if name.startswith("droveway_pinned_bytes")}
+    assert len(locked) == 16
+    assert not any(locked.values()), "nothing is locked any more"
+    assert page['droveway_work_request_seconds_count{transport="verbs"}'] > 0
+    assert page['droveway_work_request_seconds_sum{transport="verbs"}'] > 0
+    assert 0 < page['droveway_in_flight_bytes_sum{transport="verbs"}'] <= IN_FLIGHT
+    assert page[f'droveway_registration_wait_seconds_count{{policy="{policy}"}}'] == 1
+    assert page[f'droveway_registration_wait_seconds_sum{{policy="{policy}"}}'] > 0
+    assert page[f'droveway_pinned_peak_bytes_sum{{policy="{policy}",side="source"}}'] > 40 * MIB
+    assert not any(value for name, value in page.items() if name.startswith("droveway_failed_completions"))
+
+
+def ended(page: dict[str, float]) -> bool:
+    return page['droveway_migrations_total{reason="none",state="completed"}'] > 0
 
 
 def test_a_guest_moves_to_and_fro_over_rdma_with_pin_all_off_and_on(fleet: LabFleet) -> None:
+    here = fleet.here
     off = completed(fleet, *OVER_RDMA, "--capability=rdma-pin-all=off")
     assert off["choices"]["policy"] == "dynamic"
     fleet.assert_whole()
     fleet.assert_nothing_left()
-    on = completed(fleet, "--capability=rdma-pin-all=on")  # over RDMA, though nobody asked: the best that both have
+    assert_measured(here, "dynamic")
+    here = fleet.here
+    # Over RDMA, though nobody asked: the best that both have.
+    move = fleet.move("--capability=rdma-pin-all=on", fault="stop-at=source.sending")
+    source = stopped(fleet, move)
+    assert_pinned(fleet)
+    here.signal(signal.SIGCONT, source)
+    on = arrived(fleet, move.end())
     assert on["choices"]["policy"] == "pin-all"
     fleet.assert_whole()
     fleet.assert_nothing_left()
+    assert_measured(here, "pin-all")
 
 
 @pytest.mark.thorough

@@ -119,6 +119,7 @@ def _until_scraped(prometheus: PrometheusServer, pages: int) -> None:
 def _happen(fleet: LocalFleet) -> None:
     with closing(Ledger(fleet.settings)) as ledger:
         assert _moved(fleet, ledger, "calm", "alpha", "beta").state == "completed"
+        assert _moved(fleet, ledger, "locked", "alpha", "beta", memory=4 * MIB, pin_all=True).state == "completed"
         assert _moved(fleet, ledger, "busy", "alpha", "beta", dirty_rate=60 * MIB).state == "completed"
         hopeless = {"downtime-limit": 10, "max-rounds": 2, "on-stall": "give-up"}
         assert _moved(fleet, ledger, "wild", "beta", "gamma", dirty_rate=400 * MIB, **hopeless).reason == "stalled"
@@ -132,14 +133,18 @@ def _moved(
     source: str,
     destination: str,
     dirty_rate: int = 0,
+    memory: int = 64 * MIB,
+    *,
+    pin_all: bool = False,
     **parameters: object,
 ) -> MigrationRecord:
     """A new guest that is moved once; the record of that."""
-    _guest(fleet, ledger, name, source, 64 * MIB, dirty_rate)
+    _guest(fleet, ledger, name, source, memory, dirty_rate)
     asked = MigrateRequest(
         migration=new_migration_id(),
         guest=name,
         destination=destination,
+        capabilities={"rdma-pin-all": pin_all},
         parameters=parameters,  # type: ignore[arg-type]
     )
     submit(ledger, asked)

@@ -56,8 +56,11 @@ def move(state: str = "active", *, rounds: tuple[dict[str, Any], ...] = (), **ch
     return replace(made, **{key: value for key, value in changes.items() if key != "outcome"})
 
 
+POLICIES = {"nightly": Policy(target=0.03), "gentle": Policy(target=0.05, most_moves=1)}
+
+
 def told(reading: Reading, ahead: Outlook | None = None) -> dict[Metric, Any]:
-    return samples(reading, cluster(reading.fleet, reading.open, reading.now), Policy(), ahead)  # type: ignore[return-value]
+    return samples(reading, cluster(reading.fleet, reading.open, reading.now), POLICIES, ahead)  # type: ignore[return-value]
 
 
 def test_migrations_are_counted_by_state_and_by_what_they_wait_for() -> None:
@@ -167,14 +170,19 @@ def test_every_label_is_of_its_closed_list_and_none_is_a_guests() -> None:
         {"web": 3},
         {"appendonly": True},
     )
-    found = told(reading, Outlook(0.1, {"no-room": 1, "bad-mood": 4}))
+    found = told(reading, Outlook({"nightly": 0.1}, {"no-room": 1, "bad-mood": 4}))
     assert found.keys() == set(names.FLEET) - {names.REDIS_UP, names.READ_SECONDS}
     for metric, values in found.items():
         for labels in values:
             assert len(labels) == len(metric.labels), metric.name
             for value, (name, known) in zip(labels, metric.labels, strict=True):
-                assert value in known if known else name in ("host", "evacuation", "version"), (metric.name, value)
+                assert value in known if known else name in ("host", "evacuation", "version", "policy"), (
+                    metric.name,
+                    value,
+                )
     assert found[names.MOST_MOVED] == {(): 3}
+    assert found[names.IMBALANCE_TARGET] == {("nightly",): 0.03, ("gentle",): 0.05}
+    assert found[names.GAIN] == {("nightly",): 0.1}
 
 
 # --- what is planned --------------------------------------------------------------------------------------------------
@@ -194,17 +202,19 @@ def uneven() -> Cluster:
 
 
 def test_the_outlook_is_what_rebalancing_would_gain_and_who_could_not_leave() -> None:
-    found = outlook(uneven(), Policy())
+    found = outlook(uneven(), POLICIES)
     assert found is not None
-    plan = plan_rebalance(uneven(), Policy(), NOW)
-    assert plan.moves
-    assert found.gain == pytest.approx(plan.imbalance_before - plan.imbalance_after)
+    plans = {name: plan_rebalance(uneven(), policy, NOW) for name, policy in POLICIES.items()}
+    assert all(plan.moves for plan in plans.values())
+    gains = {name: plan.imbalance_before - plan.imbalance_after for name, plan in plans.items()}
+    assert found.gain == pytest.approx(gains)
+    assert gains["nightly"] > gains["gentle"]
     assert found.not_evacuable == {"pinned": 1, "no-host": 1, "no-room": 1, "stale": 1}
 
 
 def test_a_fleet_that_is_too_large_is_not_planned() -> None:
     hosts = {name: Host(name, GIB) for name in map(str, range(MOST_HOSTS + 1))}
-    assert outlook(Cluster(hosts), Policy()) is None
+    assert outlook(Cluster(hosts), POLICIES) is None
 
 
 # --- between Prometheus and Redis -------------------------------------------------------------------------------------
@@ -219,7 +229,7 @@ def test_redis_is_read_once_an_interval_and_nothing_old_is_shown_when_it_is_away
             raise UnreachableError("Redis is away")
         return Reading(NOW, Fleet({"alpha": host("alpha")}), frozenset({"alpha"}))
 
-    collector = FleetCollector(read, 5.0, lambda: clock[0])
+    collector = FleetCollector(read, 5.0, {}, lambda: clock[0])
     list(collector.describe())
     assert readings[0] == 0, "registering reads nothing"
     for second in (0.0, 1.0, 4.9):
@@ -233,3 +243,9 @@ def test_redis_is_read_once_an_interval_and_nothing_old_is_shown_when_it_is_away
     away = {family.name: family.samples[0].value for family in collector.collect()}
     assert away[names.REDIS_UP.name] == 0
     assert away.keys() == {names.BUILD.name, names.REDIS_UP.name, names.READ_SECONDS.name}
+
+
+def test_without_a_policy_it_is_told_what_a_rebalancing_by_hand_goes_by() -> None:
+    collector = FleetCollector(lambda: Reading(NOW), 5.0, {}, lambda: 0.0)
+    target = next(family for family in collector.collect() if family.name == names.IMBALANCE_TARGET.name)
+    assert [(each.labels, each.value) for each in target.samples] == [({"policy": "default"}, Policy().target)]

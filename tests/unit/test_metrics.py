@@ -58,12 +58,29 @@ def test_the_destination_tells_only_of_its_own_spans() -> None:
 )
 def test_what_is_locked_is_told_of_the_mover_that_has_most(transport: str, pin_all: bool, locked: int) -> None:
     exporter = Exporter()
-    choices = {"transport": transport, "capabilities": {"rdma-pin-all": pin_all}}
+    policy = "pin-all" if pin_all else "dynamic"
+    choices = {"transport": transport, "capabilities": {"rdma-pin-all": pin_all}, "policy": policy}
     for number, registered in enumerate((32, 96)):
         exporter.saw(Side.SOURCE, f"a{number}", Status(choices=choices, bytes={"registered": registered}))
-    assert value(exporter, "droveway_registered_bytes", side="source") == 128
-    assert value(exporter, "droveway_pinned_bytes_max", side="source") == locked
-    assert value(exporter, "droveway_pinned_bytes_max", side="destination") == 0
+    assert value(exporter, "droveway_registered_bytes", side="source", policy=policy) == 128
+    assert value(exporter, "droveway_pinned_bytes", side="source", policy=policy) == (128 if locked else 0)
+    assert value(exporter, "droveway_pinned_bytes_max", side="source", policy=policy) == locked
+    for other in {*names.POLICIES, "other"} - {policy}:
+        assert value(exporter, "droveway_pinned_bytes", side="source", policy=other) == 0
+    assert value(exporter, "droveway_pinned_bytes_max", side="destination", policy=policy) == 0
+
+
+def test_the_most_that_a_move_had_locked_is_told_by_its_policy_on_both_sides() -> None:
+    exporter = Exporter()
+    choices = {"transport": "verbs", "capabilities": {}, "policy": "windowed"}
+    sizes = {"registered": 1 << 20, "registered_most": 64 << 20}
+    exporter.ended(Side.SOURCE, Status(outcome="failed", reason="link-lost", choices=choices, bytes=sizes))
+    assert value(exporter, "droveway_pinned_peak_bytes_sum", side="source", policy="windowed") == 64 << 20
+    # A destination of the release before does not say by which policy; one that locked nothing is no figure.
+    exporter.ended(Side.DESTINATION, Status(outcome="completed", choices={"transport": "verbs"}, bytes=sizes))
+    exporter.ended(Side.DESTINATION, Status(outcome="completed", choices=choices | {"transport": "tcp"}, bytes=sizes))
+    assert value(exporter, "droveway_pinned_peak_bytes_sum", side="destination", policy="other") == 64 << 20
+    assert value(exporter, "droveway_pinned_peak_bytes_count", side="destination", policy="windowed") == 0
 
 
 def test_no_label_is_one_of_prometheus_own() -> None:
@@ -135,7 +152,28 @@ def test_bytes_are_counted_by_kind_and_zeroes_as_skipped() -> None:
     exporter = Exporter()
     exporter.ended(Side.SOURCE, moved())
     sent = {kind: value(exporter, "droveway_sent_bytes_total", kind=kind) for kind in names.SENT}
-    assert sent == {"bulk": 100 << 20, "dirty": 1 << 20, "final": 4096, "zero-skipped": 20 << 20}
+    assert sent == {"bulk": 100 << 20, "dirty": 1 << 20, "final": 4096, "delta": 0, "zero-skipped": 20 << 20}
+
+
+def test_what_a_qemu_says_of_its_own_move_is_counted_and_what_it_does_not_say_is_not() -> None:
+    """No dirty rate yet, so no downtime to expect; passes that nobody saw; nothing of our transport."""
+    exporter = Exporter()
+    rounds = (
+        {"index": 0, "kind": "bulk", "bytes": 128 << 20, "sent": 40 << 20, "zero": 80 << 20, "seconds": 0.5},
+        {"index": 4, "kind": "final", "bytes": 0, "sent": 3 << 20, "zero": 0, "delta": 1 << 20, "seconds": 0.1},
+    )
+    said = {"kind": "tcp", "work": {}, "in_flight_peak": 0, "failed": {}, "resent": 0}
+    seconds = {"downtime": 0.04, "setup": 0.01}
+    exporter.ended(Side.SOURCE, Status(outcome="completed", rounds=rounds, seconds=seconds, transport=said))
+    sent = {kind: value(exporter, "droveway_sent_bytes_total", kind=kind) for kind in names.SENT}
+    assert sent == {"bulk": 40 << 20, "dirty": 0, "final": 2 << 20, "delta": 1 << 20, "zero-skipped": 80 << 20}
+    assert value(exporter, "droveway_rounds_sum") == 5
+    assert value(exporter, "droveway_phase_seconds_sum", side="source", phase="setup") == 0.01
+    assert value(exporter, "droveway_throughput_bytes_per_second_sum") == pytest.approx(80 << 20)
+    absent = ("dirty_rate_bytes_per_second", "convergence_ratio", "expected_downtime_seconds")
+    for name in (*absent, "downtime_to_expected_ratio"):
+        assert value(exporter, f"droveway_{name}_count") == 0, name
+    assert value(exporter, "droveway_in_flight_bytes_count", transport="tcp") == 0
 
 
 def test_rates_are_of_rounds_that_tell() -> None:
@@ -182,17 +220,17 @@ def test_what_is_registered_is_of_movers_that_are_there_and_never_stale() -> Non
     exporter = Exporter()
     exporter.began(Side.SOURCE, "m-1")
     exporter.began(Side.SOURCE, "m-2")
-    exporter.saw(Side.SOURCE, "m-1", Status(bytes={"registered": 5}))
-    exporter.saw(Side.SOURCE, "m-2", Status(bytes={"registered": 7}))
-    assert value(exporter, "droveway_registered_bytes", side="source") == 12
+    exporter.saw(Side.SOURCE, "m-1", Status(bytes={"registered": 5}, choices={"policy": "dynamic"}))
+    exporter.saw(Side.SOURCE, "m-2", Status(bytes={"registered": 7}, choices={"policy": "dynamic"}))
+    assert value(exporter, "droveway_registered_bytes", side="source", policy="dynamic") == 12
     assert value(exporter, "droveway_migrations_in_flight", side="source") == 2
     exporter.left(Side.SOURCE, "m-1")
     exporter.left(Side.SOURCE, "m-1")
-    assert value(exporter, "droveway_registered_bytes", side="source") == 7
+    assert value(exporter, "droveway_registered_bytes", side="source", policy="dynamic") == 7
     exporter.left(Side.SOURCE, "m-2")
-    assert value(exporter, "droveway_registered_bytes", side="source") == 0
+    assert value(exporter, "droveway_registered_bytes", side="source", policy="dynamic") == 0
     assert value(exporter, "droveway_migrations_in_flight", side="source") == 0
-    assert value(exporter, "droveway_registered_bytes", side="destination") == 0
+    assert value(exporter, "droveway_registered_bytes", side="destination", policy="dynamic") == 0
 
 
 def test_a_worker_says_what_it_is_and_what_it_may_lock() -> None:

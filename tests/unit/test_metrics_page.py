@@ -37,9 +37,9 @@ def test_names_are_in_base_units_and_unique() -> None:
     assert shown_name(names.MIGRATIONS) == "droveway_migrations_total"
 
 
-def test_only_hosts_evacuations_and_releases_are_open_labels() -> None:
+def test_only_hosts_evacuations_releases_and_policies_are_open_labels() -> None:
     open_ones = {name for metric in ALL for name, values in metric.labels if not values}
-    assert open_ones == {"host", "evacuation", "version", "protocol"}
+    assert open_ones == {"host", "evacuation", "version", "protocol", "policy"}
 
 
 def test_each_way_in_which_a_completion_fails_has_a_label() -> None:

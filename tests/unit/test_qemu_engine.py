@@ -195,6 +195,33 @@ def test_figures_that_qemu_does_not_have_yet_are_nothing() -> None:
         "ram": {"mbps": 8.0, "dirty-pages-rate": 2, "page-size": 4096},
     }
     assert Figures.of(said) == Figures("active", rate=1e6, dirty_rate=8192.0, expected_downtime=0.25)
+    early = {"status": "active", "ram": {"mbps": 0, "dirty-pages-rate": 0, "page-size": 4096}}
+    assert Figures.of(early) == Figures("active")
+
+
+@pytest.mark.parametrize(
+    ("dirty", "expected", "told"),
+    [(None, 0.001, {}), (None, 0.5, {}), (8192.0, 0.001, {"dirty": 8192.0}), (None, None, {})],
+)
+def test_a_downtime_that_qemu_has_not_reckoned_is_not_told(
+    dirty: float | None, expected: float | None, told: dict[str, float]
+) -> None:
+    """Until then it says the limit, here 1 ms, also for an instant after its first dirty rate."""
+    seen = dataclasses.replace(BEGUN, dirty_rate=dirty, expected_downtime=expected)
+    assert source._rates(watched(None, seen, 1)) == told
+    reckoned = dataclasses.replace(seen, dirty_rate=8192.0, expected_downtime=0.25)
+    assert source._rates(watched(None, reckoned, 1)) == {"dirty": 8192.0, "expected_downtime": 0.25}
+
+
+def test_what_qemu_sent_is_told_by_kind() -> None:
+    said = {
+        "status": "completed",
+        "setup-time": 12,
+        "xbzrle-cache": {"bytes": 500},
+        "ram": {"transferred": 9999, "normal-bytes": 8192, "duplicate": 3, "page-size": 4096},
+    }
+    found = Figures.of(said)
+    assert (found.whole, found.zero, found.delta, found.sent, found.setup) == (8192, 12288, 500, 8692, 0.012)
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------
@@ -204,7 +231,9 @@ BEGUN = Figures("active", total=100 * MIB, looks=1, remaining=100 * MIB)
 
 
 def at(looks: int, transferred: int, remaining: int) -> Figures:
-    return dataclasses.replace(BEGUN, looks=looks, transferred=transferred * MIB, remaining=remaining * MIB)
+    """QEMU has sent so much whole, in MiB; as much again was words of its own, and a tenth of it was found zero."""
+    sizes = {"transferred": 2 * transferred * MIB, "whole": transferred * MIB, "zero": transferred * MIB // 10}
+    return dataclasses.replace(BEGUN, looks=looks, remaining=remaining * MIB, **sizes)
 
 
 def test_a_look_at_all_of_memory_ends_a_round() -> None:
@@ -215,6 +244,8 @@ def test_a_look_at_all_of_memory_ends_a_round() -> None:
     assert bulk is not None
     assert (bulk.round.index, bulk.round.kind, bulk.round.bytes, bulk.round.sent) == (0, "bulk", 100 * MIB, 80 * MIB)
     assert (bulk.round.seconds, bulk.left, bulk.stalled) == (2.0, 40 * MIB, None)
+    assert (bulk.round.zero, bulk.round.delta) == (8 * MIB, None)
+    assert "delta" not in bulk.to_json(given_up=False)
     dirty = passes.see(at(3, 125, 20), 3.5)
     assert dirty is not None
     assert (dirty.round.index, dirty.round.kind, dirty.round.bytes, dirty.round.sent) == (
@@ -225,6 +256,9 @@ def test_a_look_at_all_of_memory_ends_a_round() -> None:
     )
     last = passes.last(at(3, 140, 0), 4.0)
     assert (last.index, last.kind, last.bytes, last.sent, last.seconds) == (2, "final", 20 * MIB, 15 * MIB, 0.5)
+    assert (last.zero, last.delta) == (15 * MIB // 10, None)
+    xbzrle = passes.last(dataclasses.replace(at(3, 140, 0), delta=MIB), 4.0)
+    assert (xbzrle.sent, xbzrle.delta) == (16 * MIB, MIB)
 
 
 @pytest.mark.parametrize("looks", [(2, 3, 4), (2, 4), (4,)])
@@ -232,6 +266,8 @@ def test_rounds_that_nobody_saw_count_as_well(looks: tuple[int, ...]) -> None:
     passes = Passes(LIMITS)
     ended = [passes.see(at(number, 100 * number, 80), float(number)) for number in looks]
     assert [bool(each and each.stalled) for each in ended] == [False] * (len(looks) - 1) + [True]
+    assert [each and each.round.index for each in ended] == [number - 2 for number in looks]
+    assert passes.last(at(looks[-1] + 2, 1000, 0), 9.0).index == looks[-1] + 1
     assert ended[-1] is not None
     assert "max-rounds" in str(ended[-1].stalled)
     assert ended[-1].to_json(given_up=True)["verdict"] == "stalled"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import pairwise
@@ -20,6 +20,8 @@ from tasks.cli.following import ending
 from tasks.cli.rendering.timeline import phases
 from tasks.records import MigrationRecord
 from tests.contract.tls_certificates import Authority
+from tests.metrics_page import scraped_after
+from tests.ops.ports import free_port
 from tests.redis_server import RedisServer
 from tests.until import until
 from tests.vm.fleet import VmFleet
@@ -33,15 +35,21 @@ from workers.guests.qemu.own_settings import own_settings
 from workers.guests.qemu.spec import QemuGuestSpec
 from workers.guests.qemu.tls_credentials import calling_name, listening_name
 from workers.handover.journal import last_line
+from workers.metrics import names
 from workers.pairing.contract import Side
 from workers.qemu_engine.destination import listen
 from workers.qemu_engine.source import uri
+
+MIB = 1 << 20
 
 
 @pytest.fixture
 def vms(own_redis_server: RedisServer) -> Iterator[VmFleet]:
     made = VmFleet(own_redis_server, {})
     with made.fleet as fleet:
+        host = fleet.hosts["alpha"]
+        page = host.settings.host.model_copy(update={"metrics_source_port": free_port()})
+        host.settings = host.settings.model_copy(update={"host": page})
         fleet.start()
         yield made
         made.end()
@@ -75,7 +83,8 @@ def move_to_and_fro(
 def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_why(vms: VmFleet) -> None:
     guest = vms.start(**ANONYMOUS, rate=20)
     # Slow enough that the bulk round is seen: the rounds are known by asking, and a quick one may be over before.
-    for record in move_to_and_fro(vms, guest, [("max-bandwidth=64MiB/s",)] * 2):
+    first, back = move_to_and_fro(vms, guest, [("max-bandwidth=48MiB/s",)] * 2)
+    for record in (first, back):
         assert record.source.progress is not None
         sizes = record.source.progress["bytes"]
         assert chosen(record)["engine"] == "qemu"
@@ -85,6 +94,8 @@ def test_memory_that_nobody_else_can_reach_is_left_to_qemu_and_the_report_says_w
         assert len(record.source.progress["rounds"]) > 1
         assert 0 < record.source.progress["seconds"]["downtime"] < record.source.progress["seconds"]["total"]
         assert_phases_follow_each_other(record)
+    # Only the first of them left alpha.
+    assert_counted(scraped_after(vms.fleet.hosts["alpha"].settings.host.metrics_source_port, 1), first)
 
 
 def assert_phases_follow_each_other(record: MigrationRecord) -> None:
@@ -100,6 +111,40 @@ def assert_phases_follow_each_other(record: MigrationRecord) -> None:
     order = [at[Side.DESTINATION, "ready", None], at[Side.SOURCE, "given", None], at[Side.DESTINATION, "taken", None]]
     times = [downtime.began, *(each.began for each in order), downtime.ended]
     assert times == sorted(times, key=lambda each: each or 0)
+
+
+def assert_counted(page: Mapping[str, float], record: MigrationRecord) -> None:
+    """What QEMU said of its own move is on the worker's page, and what it did not say is not."""
+    assert record.source.progress is not None
+    progress = record.source.progress
+    sent = {kind: page[f'droveway_sent_bytes_total{{kind="{kind}"}}'] for kind in names.SENT}
+    assert sent["bulk"] > 32 * MIB, "all that its witness works on"
+    assert sent["delta"] == 0
+    assert sum(sent.values()) >= progress["bytes"]["total"], "every page was sent, or found zero"
+    whole = sum(sent.values()) - sent["zero-skipped"]
+    assert whole == page["droveway_transferred_bytes_total"] == progress["bytes"]["transferred"]
+    assert page["droveway_rounds_sum"] == progress["rounds"][-1]["index"] + 1 >= 3
+    assert page["droveway_throughput_bytes_per_second_count"] >= 1
+    assert page['droveway_phase_seconds_count{phase="setup",side="source"}'] == 1
+    reckoned = progress["rates"].get("expected_downtime")
+    assert page["droveway_expected_downtime_seconds_count"] == (reckoned is not None)
+    assert page["droveway_expected_downtime_seconds_sum"] == (reckoned or 0)
+    rates = [each["dirty_rate"] for each in progress["rounds"] if "dirty_rate" in each]
+    assert rates, "its bulk round takes more than the second that QEMU needs for a rate"
+    assert all(0 < rate < 1024 * MIB for rate in rates)
+    assert page["droveway_dirty_rate_bytes_per_second_count"] == len(rates)
+    for name in ("droveway_work_request_seconds_count", "droveway_in_flight_bytes_count"):
+        assert page[f'{name}{{transport="tcp"}}'] == 0, "our transport carried nothing"
+
+
+def test_what_qemu_sends_as_differences_is_counted_as_such(vms: VmFleet) -> None:
+    """A working set that it goes through again and again, and a link on which that takes several passes."""
+    guest = vms.start(**FOR_QEMU, mib=16, rate=5)
+    parameters = ("engine=qemu", "transport=tcp", "max-bandwidth=32MiB/s", "downtime-limit=100ms", "on-stall=force")
+    record, _ = vms.move(guest.name, ("xbzrle=on",), parameters)
+    assert ending(record) is None, record
+    page = scraped_after(vms.fleet.hosts["alpha"].settings.host.metrics_source_port, 1)
+    assert 0 < page['droveway_sent_bytes_total{kind="delta"}'] < page["droveway_transferred_bytes_total"]
 
 
 def test_one_that_could_be_moved_from_outside_is_moved_by_qemu_when_asked(vms: VmFleet) -> None:

@@ -28,7 +28,7 @@ from workers.wire import WIRE
 #: Rounds below this many bytes say more about latency than about the link.
 _TELLING_BYTES = 4 << 20
 #: Told from what is at hand when somebody looks, never counted up and down: a gauge of these is never stale.
-_LOOKED_UP = (names.IN_FLIGHT, names.REGISTERED, names.PINNED, names.WORK_REQUEST)
+_LOOKED_UP = (names.IN_FLIGHT, names.REGISTERED, names.PINNED, names.PINNED_MOST, names.WORK_REQUEST)
 
 # When each series was made would be a fifth of the page; that a counter began anew is seen without it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -67,6 +67,8 @@ class Exporter:
         for phase, seconds in status.seconds.items():
             if phase in names.PHASES:
                 self._made[names.PHASE].labels(side, phase).observe(seconds)
+        if peak := _locked(status, "registered_most"):
+            self._made[names.PINNED_PEAK].labels(side, _policy(status)).observe(peak)
         if side is not Side.SOURCE:
             if "guest_gap" in status.seconds:
                 self._made[names.GUEST_GAP].observe(status.seconds["guest_gap"])
@@ -80,14 +82,18 @@ class Exporter:
         self._waits(status)
         self._transport(status.transport)
         if state == "completed":
-            self._made[names.ROUNDS].observe(len(status.rounds))
+            # QEMU's passes are known by looking: of those that nobody saw only the next one's index tells.
+            last = status.rounds[-1].get("index", 0) if status.rounds else 0
+            self._made[names.ROUNDS].observe(max(len(status.rounds), last + 1))
             self._downtime(status)
 
     def _round(self, entry: Mapping[str, Any]) -> None:
         kind, sent, seconds = entry.get("kind"), entry.get("sent", 0), entry.get("seconds", 0)
         if kind in names.SENT:
-            self._made[names.SENT_BYTES].labels(kind).inc(sent)
-            self._made[names.SENT_BYTES].labels("zero-skipped").inc(max(0, entry.get("bytes", sent) - sent))
+            delta, zero = entry.get("delta", 0), entry.get("zero", entry.get("bytes", sent) - sent)
+            self._made[names.SENT_BYTES].labels(kind).inc(max(0, sent - delta))
+            self._made[names.SENT_BYTES].labels("delta").inc(max(0, delta))
+            self._made[names.SENT_BYTES].labels("zero-skipped").inc(max(0, zero))
         rate = sent / seconds if seconds else 0.0
         telling = sent >= _TELLING_BYTES and rate > 0
         if telling:
@@ -169,26 +175,38 @@ class _Present(Collector):
             self._work[kind].add(said)
 
     def collect(self) -> Iterable[GaugeMetricFamily | HistogramMetricFamily]:
-        movers = GaugeMetricFamily(names.IN_FLIGHT.name, names.IN_FLIGHT.help, labels=["side"])
-        registered = GaugeMetricFamily(names.REGISTERED.name, names.REGISTERED.help, labels=["side"])
-        pinned = GaugeMetricFamily(names.PINNED.name, names.PINNED.help, labels=["side"])
+        movers = _family(names.IN_FLIGHT)
+        registered, pinned, most = map(_family, (names.REGISTERED, names.PINNED, names.PINNED_MOST))
         work = HistogramMetricFamily(names.WORK_REQUEST.name, names.WORK_REQUEST.help, labels=["transport"])
         with self._lock:
             for side in Side:
                 said = [status for (each, _), status in self._movers.items() if each is side]
                 movers.add_metric([side], len(said))
-                registered.add_metric([side], sum(status.bytes.get("registered", 0) for status in said))
-                pinned.add_metric([side], max(map(_locked, said), default=0))
+                for policy in dict(names.PINNED.labels)["policy"]:
+                    those = [status for status in said if _policy(status) == policy]
+                    registered.add_metric([side, policy], sum(status.bytes.get("registered", 0) for status in those))
+                    locked = [_locked(status, "registered") for status in those]
+                    pinned.add_metric([side, policy], sum(locked))
+                    most.add_metric([side, policy], max(locked, default=0))
             for kind, tally in self._work.items():
                 work.add_metric([kind], tally.cumulative(), tally.sum)
-        return [movers, registered, pinned, work]
+        return [movers, registered, pinned, most, work]
 
 
-def _locked(status: Status) -> int:
-    """What this mover has locked of the guest, in bytes."""
+def _family(metric: Metric) -> GaugeMetricFamily:
+    return GaugeMetricFamily(metric.name, metric.help, labels=[name for name, _ in metric.labels])
+
+
+def _policy(status: Status) -> str:
+    policy = status.choices.get("policy")
+    return policy if policy in names.POLICIES else "other"
+
+
+def _locked(status: Status, counted: str) -> int:
+    """What this mover has locked of the guest, in bytes: of what it has `registered`, or `registered_most`."""
     capabilities = status.choices.get("capabilities", {})
     locks = pins(status.choices.get("transport", "tcp"), capabilities) or capabilities.get(Capability.RDMA_PIN_ALL)
-    return status.bytes.get("registered", 0) if locks else 0
+    return status.bytes.get(counted, 0) if locks else 0
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:

@@ -3,8 +3,8 @@ None is called `job` or `instance`: those are Prometheus' own.
 
 WORKER is what a worker shows: of itself since it started, about what it supervised; the source's worker counts
 migrations, each worker times its own side. FLEET is what `droveway exporter` reads from Redis: how things stand now.
-Label values come from the closed lists here, and whatever else turns up is counted as `other`; only hosts, releases and
-the jobs under way have names of their own, as many as there are.
+Label values come from the closed lists here, and whatever else turns up is counted as `other`; only hosts, releases,
+the jobs under way and policies of the settings have names of their own, as many as there are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `labels`: name → every value that it can have; none listed: a host's, a release's, a job's name.
+    """One metric. `labels`: name → every value that it can have; none listed: a host's, release's, job's, policy's.
 
     `buckets` are upper bounds, in the metric's unit, which stands at the end of the name; without one it is a number.
     """
@@ -46,9 +46,11 @@ class Metric:
 STATES = ("completed", "failed", "cancelled")
 SIDES = ("source", "destination")
 POLICIES = ("pin-all", "dynamic", "windowed")
+#: Of a mover that has not chosen yet, or of a release whose destination does not say.
+_POLICIES_OR_NONE = (*POLICIES, "other")
 TRANSPORTS = ("tcp", "verbs")
-#: Of what a source sent or need not send. QEMU's XBZRLE, which would make a delta, is not spoken yet.
-SENT = ("bulk", "dirty", "final", "zero-skipped")
+#: Of what a source sent or need not send. Only a QEMU that moves a guest itself makes deltas (xbzrle).
+SENT = ("bulk", "dirty", "final", "delta", "zero-skipped")
 #: How a completion can fail: `enum ibv_wc_status`, without the success.
 COMPLETIONS = (
     "loc-len-err",
@@ -109,12 +111,15 @@ REASONS = (
     "verify-ram",
     "other",
 )
-#: Spans of both sides (Status.seconds), but `start` and `twin`. `registration` overlaps the rounds that it runs beside.
+#: Spans of both sides (Status.seconds), but `start` and `twin`. `registration` overlaps the rounds that it runs beside;
+#: `setup`, in which a QEMU that moves a guest itself prepares (and locks, with rdma-pin-all), is a part of its bulk
+#: round.
 PHASES = (
     "pairing",
     "links",
     "survey",
     "registration",
+    "setup",
     "bulk",
     "rounds",
     "downtime",
@@ -129,6 +134,7 @@ _LONG = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14400)
 
 _RATES = tuple(float(1 << shift) for shift in range(20, 36))  # 1 MiB/s to 32 GiB/s
 _BYTES = tuple(float(1 << shift) for shift in range(16, 31))  # 64 KiB to 1 GiB
+_PINNED_SIZES = tuple(float(1 << shift) for shift in range(20, 43, 2))  # 1 MiB to 4 TiB
 _RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0, 1.5, 2.0, 5.0)
 
 BUILD = Metric(
@@ -183,7 +189,7 @@ TRANSFERRED = Metric(
 ROUNDS = Metric(
     "droveway_rounds",
     Kind.HISTOGRAM,
-    "Rounds of a migration that completed, the bulk round included.",
+    "Rounds of a migration that completed, the bulk round included; where QEMU moved it, its looks at all of memory.",
     "migrations that failed or were cancelled",
     buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128),
 )
@@ -218,36 +224,40 @@ GUEST_GAP = Metric(
 SENT_BYTES = Metric(
     "droveway_sent_bytes",
     Kind.COUNTER,
-    "Bytes of guest memory of this host's migrations that ended, by round; zero-skipped: found zero, and not sent.",
-    "what a round that was cut off had sent, memory that no guest had touched, and the transport's own overhead",
+    "Bytes of guest memory of this host's migrations that ended, by round; delta: sent as differences, in any round;"
+    " zero-skipped: found zero, and not sent.",
+    "what a round that was cut off had sent, the transport's own overhead, and memory that no guest had touched, but"
+    " where QEMU moved the guest, which finds it zero",
     (("kind", SENT),),
 )
 THROUGHPUT = Metric(
     "droveway_throughput_bytes_per_second",
     Kind.HISTOGRAM,
     "Bytes/s that a finished round went over the wire at, surveying and digesting included.",
-    "rounds of less than 4 MiB, which tell of latency, and rounds that were cut off",
+    "rounds of less than 4 MiB, which tell of latency, rounds that were cut off, and up to 0.1 s by which the end of a"
+    " pass of QEMU's is seen late",
     buckets=_RATES,
 )
 DIRTY_RATE = Metric(
     "droveway_dirty_rate_bytes_per_second",
     Kind.HISTOGRAM,
     "Bytes/s that the guest had written anew when a round was over.",
-    "a page that was written more than once since the last look, which counts once",
+    "a page that was written more than once since the last look, which counts once, and, where QEMU moved the guest,"
+    " passes before the first one of 1 s, until which it has no rate",
     buckets=(0.0, *_RATES),
 )
 CONVERGENCE = Metric(
     "droveway_convergence_ratio",
     Kind.HISTOGRAM,
     "Dirty rate by transfer rate, of each finished round: from 1 on rounds do not get shorter.",
-    "rounds of less than 4 MiB, and the last one, in which the guest is paused",
+    "rounds of less than 4 MiB, the last one, in which the guest is paused, and rounds without a dirty rate",
     buckets=_RATIOS,
 )
 EXPECTED_DOWNTIME = Metric(
     "droveway_expected_downtime_seconds",
     Kind.HISTOGRAM,
     "Seconds of downtime that the switch-over was expected to cost when it was decided, of completed migrations.",
-    "migrations that reconcile finished, and those whose engine does not say",
+    "migrations that reconcile finished, and those that QEMU moved before it had a dirty rate to reckon it from",
     buckets=_SHORT,
 )
 DOWNTIME_RATIO = Metric(
@@ -268,17 +278,32 @@ REGISTRATION_WAIT = Metric(
 REGISTERED = Metric(
     "droveway_registered_bytes",
     Kind.GAUGE,
-    "Bytes that the movers of this side have registered now, as they said last; over RDMA these are locked.",
-    "whether they are locked: over tcp only rdma-pin-all locks them",
-    (("side", SIDES),),
+    "Bytes that the movers of this side have registered now, as they said last, by their policy.",
+    "whether they are locked, and what a QEMU registers that moves a guest itself",
+    (("side", SIDES), ("policy", _POLICIES_OR_NONE)),
 )
 PINNED = Metric(
+    "droveway_pinned_bytes",
+    Kind.GAUGE,
+    "Bytes that the movers of this side have locked now, together, by their policy: over RDMA all that is registered,"
+    " over tcp under rdma-pin-all.",
+    "queues of an RDMA device, about 1 MiB a mover, and what a QEMU locks that moves a guest itself",
+    (("side", SIDES), ("policy", _POLICIES_OR_NONE)),
+)
+PINNED_MOST = Metric(
     "droveway_pinned_bytes_max",
     Kind.GAUGE,
-    "Bytes that one mover of this side has locked now, of whichever has most: over RDMA all that is registered, over"
-    " tcp under rdma-pin-all.",
-    "the other movers of this side, each of which has a limit of its own",
-    (("side", SIDES),),
+    "Bytes that one mover of this side has locked now, of whichever has most under its policy.",
+    "the other movers, each of which has a limit of its own, and what the metric of all of them leaves out",
+    (("side", SIDES), ("policy", _POLICIES_OR_NONE)),
+)
+PINNED_PEAK = Metric(
+    "droveway_pinned_peak_bytes",
+    Kind.HISTOGRAM,
+    "Most bytes that a mover of this side ever had locked, of movers that ended.",
+    "movers that locked nothing, and those that died before they could say",
+    (("side", SIDES), ("policy", _POLICIES_OR_NONE)),
+    _PINNED_SIZES,
 )
 PINNED_LIMIT = Metric(
     "droveway_pinned_limit_bytes",
@@ -345,6 +370,8 @@ WORKER = (
     REGISTRATION_WAIT,
     REGISTERED,
     PINNED,
+    PINNED_MOST,
+    PINNED_PEAK,
     PINNED_LIMIT,
     WORK_REQUEST,
     PEAK_IN_FLIGHT,
@@ -361,6 +388,8 @@ WAITS = ("slot", "memory", "link", "worker", "other")
 FATES = ("waiting", "moving", "moved", "gone", "refused", "failed")
 JOB_KINDS = ("evacuation", "rebalance", "restore")
 JOB_STATES = ("running", "ending", "completed", "partial", "failed", "cancelled")
+#: Who stands for the policies where the settings have none: what `droveway rebalance` goes by.
+DEFAULT_POLICY = "default"
 HELD_BY = ("pinned", "stale", "no-room", "no-host")
 
 OPEN_MIGRATIONS = Metric(
@@ -454,14 +483,19 @@ IMBALANCE = Metric(
 IMBALANCE_TARGET = Metric(
     "droveway_imbalance_target",
     Kind.GAUGE,
-    "Down to which rebalancing makes moves, unless a policy says otherwise.",
-    "policies of one's own",
+    "Down to which rebalancing makes moves, by policy of the exporter's settings; without one, `default`: that of"
+    " `droveway rebalance`.",
+    "policies that stand only in the settings of another host",
+    (("policy", ()),),
 )
 GAIN = Metric(
     "droveway_rebalance_gain",
     Kind.GAUGE,
-    "What one `droveway rebalance` would take away from the imbalance now; planned once a minute at most.",
-    "fleets of more than 1000 hosts, where it is not planned, and the first seconds of an exporter",
+    "What one `droveway rebalance` by that policy would take away from the imbalance now; planned once a minute at"
+    " most.",
+    "whether the policy may act now, fleets of more than 1000 hosts, where it is not planned, and an exporter's first"
+    " seconds",
+    (("policy", ()),),
 )
 NOT_EVACUABLE = Metric(
     "droveway_guests_not_evacuable",

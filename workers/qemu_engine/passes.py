@@ -38,8 +38,7 @@ class Passes:
         self._surveys: tuple[Survey, ...] = ()
         self._looks = 1  # the one at the beginning
         self._begun = 0.0
-        self._sent = 0
-        self._left: int | None = None
+        self._before = Figures("none")
 
     @property
     def count(self) -> int:
@@ -54,15 +53,20 @@ class Passes:
         unseen = figures.looks - self._looks - 1
         self._limits = replace(self._limits, max_rounds=max(1, self._limits.max_rounds - unseen))
         self._looks = figures.looks
-        ended = self.last(figures, at, "dirty" if self._rounds else "bulk")
-        self._begun, self._sent, self._left = at, figures.transferred, figures.remaining
+        ended = self._ended(figures, at, "dirty" if self._rounds else "bulk", figures.looks - 2)
+        self._begun, self._before = at, figures
         self._rounds += (ended,)
         self._surveys += (Survey(figures.remaining, at),)
         verdict = judge(self._rounds, self._surveys, self._limits)
         stalled = verdict.reason if verdict.ruling is Ruling.STALLED else None
         return Finished(ended, figures.remaining, stalled)
 
-    def last(self, figures: Figures, at: float, kind: str = "final") -> Round:
-        """The pass under way as it ends now."""
-        size = figures.total if self._left is None else self._left
-        return Round(self.count, kind, size, figures.transferred - self._sent, at - self._begun)
+    def last(self, figures: Figures, at: float) -> Round:
+        """The pass under way as it ends now. Its index is by QEMU's count of looks, so that none is left out."""
+        return self._ended(figures, at, "final", max(self.count, figures.looks - 1))
+
+    def _ended(self, figures: Figures, at: float, kind: str, index: int) -> Round:
+        before = self._before
+        size = before.remaining if self._rounds else figures.total
+        sent, zero, delta = figures.sent - before.sent, figures.zero - before.zero, figures.delta - before.delta
+        return Round(index, kind, size, sent, at - self._begun, zero, delta or None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from config.capabilities import OnStall
@@ -155,6 +156,8 @@ def _send_live(watched: _Watched) -> None:
     """Until QEMU has paused the guest. Raises StalledError when the task would rather give up."""
     with watched.migration.phase("bulk", "active"):
         _follow(watched, until_passes=1)
+        if watched.figures.setup is not None:
+            watched.migration.timeline.add("setup", watched.figures.setup)
     if watched.figures.status != "pre-switchover":
         with watched.migration.phase("rounds", "active"):
             _follow(watched, until_passes=None)
@@ -176,13 +179,10 @@ def _follow(watched: _Watched, until_passes: int | None) -> None:
 def _conclude_pass(watched: _Watched, finished: Finished) -> None:
     migration = watched.migration
     given_up = finished.stalled is not None and not watched.forced
-    entry = finished.to_json(given_up=given_up) | {
-        "began": migration.timeline.elapsed - finished.round.seconds,
-        "dirty_rate": watched.figures.dirty_rate,
-        "at": watched.elapsed,
-        "expected_downtime": watched.figures.expected_downtime,
-    }
-    rates = {"dirty": watched.figures.dirty_rate, "expected_downtime": watched.figures.expected_downtime}
+    rates = _rates(watched)
+    told = {"dirty_rate": rates.get("dirty"), "expected_downtime": rates.get("expected_downtime")}
+    began = migration.timeline.elapsed - finished.round.seconds
+    entry = finished.to_json(given_up=given_up) | {"began": began, "at": watched.elapsed} | _said(told)
     migration.progress.merge("rates", rates)
     migration.progress.update({"rounds": (*migration.progress.status.rounds, entry)}, now=True)
     if not given_up:
@@ -196,13 +196,24 @@ def _conclude_pass(watched: _Watched, finished: Finished) -> None:
     watched.own.press_on()
 
 
+def _rates(watched: _Watched) -> dict[str, float]:
+    """As far as QEMU has said. The downtime that it expects is the limit until it has reckoned one."""
+    figures, limit = watched.figures, watched.migration.parameters.downtime_limit_ms / 1e3
+    reckoned = figures.dirty_rate is not None and figures.expected_downtime != limit
+    return _said({"dirty": figures.dirty_rate, "expected_downtime": figures.expected_downtime if reckoned else None})
+
+
+def _said(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _report(watched: _Watched) -> None:
     """The same fields as with our own rounds."""
     figures = watched.figures
-    sizes = {"total": figures.total, "transferred": figures.transferred, "remaining": figures.remaining}
+    sizes = {"total": figures.total, "transferred": figures.sent, "remaining": figures.remaining}
     if figures.total:
         watched.migration.progress.merge("bytes", {"populated": figures.total, **sizes, **_part(watched)})
-        watched.migration.progress.merge("rates", {"transfer": figures.rate})
+        watched.migration.progress.merge("rates", _said({"transfer": figures.rate}))
     if 0 < figures.remaining < figures.total:
         point("source.sending")
 
@@ -216,6 +227,7 @@ def _part(watched: _Watched) -> dict[str, int]:
 def _hand_over(watched: _Watched, handover: Handover) -> None:
     """The guest is paused: let QEMU send the rest, give the guest away, wait until the destination runs it."""
     migration, talk = watched.migration, watched.link.talk
+    migration.progress.merge("rates", _rates(watched))
     with migration.phase("downtime", "pre-switchover"):
         handover.happen(Event.PAUSE)
         migration.check()

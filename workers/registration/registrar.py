@@ -32,13 +32,21 @@ class Registrar:
     """
 
     def __init__(
-        self, talk: Conversation, endpoint: Endpoint, memory_size: int, timeout: float, clock: Callable[[], float]
+        self,
+        talk: Conversation,
+        endpoint: Endpoint,
+        memory_size: int,
+        timeout: float,
+        clock: Callable[[], float],
+        account: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
+        """`account(now, most)` is told after each change what is registered, and the most that ever was, in bytes."""
         self._talk = talk
         self._endpoint = endpoint
         self._memory_size = memory_size
         self._timeout = timeout
         self._clock = clock
+        self._account = account
         self._asked: deque[tuple[RangeTable, list[int]]] = deque()
         self._region_of = np.zeros(-(-memory_size // GRANULE), np.int32)
         #: Row n: start, end, address, key of region n at the destination; the key is 0 until it has answered.
@@ -47,7 +55,8 @@ class Registrar:
         self._mine: dict[int, RemoteRegion] = {}
         #: Bytes registered on both sides; whether they are locked as well is the transport's concern.
         self.registered = 0
-        #: The same, and what was asked for.
+        self.most = 0
+        #: What is registered, and what was asked for.
         self.held = 0
         #: Seconds that the caller waited for registration, on either side: what a policy costs.
         self.waited = 0.0
@@ -80,7 +89,7 @@ class Registrar:
             raise MessageError("the destination registered other memory than it was asked for")
         self._regions[numbers, _ADDRESS] = [region.address for region in answer]
         self._regions[numbers, _KEY] = [region.key for region in answer]
-        self.registered += ranges.size
+        self._count(ranges.size)
         self.waited += self._clock() - began
 
     def release(self, numbers: list[int]) -> None:
@@ -94,8 +103,13 @@ class Registrar:
         self._endpoint.deregister([self._mine.pop(number) for number in numbers])
         self._region_of[bounds.pages(GRANULE)] = 0
         self._unused += numbers
-        self.registered -= bounds.size
         self.held -= bounds.size
+        self._count(-bounds.size)
+
+    def _count(self, size: int) -> None:
+        self.registered += size
+        self.most = max(self.most, self.registered)
+        self._account(self.registered, self.most)
 
     @property
     def unsettled(self) -> int:

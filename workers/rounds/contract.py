@@ -23,6 +23,10 @@ class Round:
     sent: int
     #: From the first byte surveyed until the destination had digested (the last round: received) the last one.
     seconds: float
+    #: Of what was not sent, what was found zero; None: all of it.
+    zero: int | None = None
+    #: Of what was sent, what went as differences to what the destination has (QEMU's xbzrle); None: nothing can.
+    delta: int | None = None
 
     @property
     def rate(self) -> float:
@@ -30,5 +34,5 @@ class Round:
         return self.bytes / self.seconds if self.seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """For status, history and the demo's table."""
-        return asdict(self)
+        """For status, history and the demo's table. What is None is not there."""
+        return {name: value for name, value in asdict(self).items() if value is not None}

@@ -48,8 +48,9 @@ class Incoming:
         self._digesting = ThreadPoolExecutor(1, "digests")
         self._undone: list[Future[None]] = []
         self._regions: dict[int, RemoteRegion] = {}
-        #: Bytes registered now, and bytes that the source said it has written.
+        #: Bytes registered now, the most that ever were, and bytes that the source said it has written.
         self.registered = 0
+        self.most = 0
         self.written = 0
 
     def __enter__(self) -> Incoming:
@@ -92,6 +93,7 @@ class Incoming:
         fresh = self._endpoint.register(ranges)
         self._regions |= {region.start: region for region in fresh}
         self.registered += ranges.size
+        self.most = max(self.most, self.registered)
         self._talk.say(MessageType.REGISTER_RESULT, blob=encode_regions(fresh))
 
     def _release(self, ranges: RangeTable) -> None:

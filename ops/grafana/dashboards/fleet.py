@@ -174,15 +174,15 @@ def _balance() -> list[Panel]:
     return [
         lines(
             "Imbalance",
-            "How unevenly hosts are loaded, as `droveway rebalance --plan` has it, and where rebalancing stops.",
+            "How unevenly hosts are loaded, as `droveway rebalance --plan` has it, and where each policy stops.",
             Query("droveway_imbalance", "imbalance"),
-            Query("droveway_imbalance_target", "target"),
+            Query("droveway_imbalance_target", "target of {{policy}}"),
             runbook="imbalance-not-improving",
         ),
         lines(
             "What rebalancing could gain",
-            "Imbalance now, less what it would be after the moves of a plan made now. Near nothing: it is as good as it"
-            " gets.",
-            Query("droveway_rebalance_gain", "gain"),
+            "Imbalance now, less what it would be after the moves that each policy would plan now. Near nothing: it is"
+            " as good as it gets.",
+            Query("droveway_rebalance_gain", "{{policy}}"),
         ),
     ]

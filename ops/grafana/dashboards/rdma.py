@@ -34,18 +34,31 @@ def _registration() -> list[Panel]:
     return [
         lines(
             "Registered now",
-            "Memory that movers at work have registered, by host and side; over RDMA it is locked.",
+            "Memory that movers at work have registered, by host and side.",
             Query(f"sum by (host, side) (droveway_registered_bytes{_AT})", "{{host}} {{side}}"),
             unit=BYTES,
             stacked=True,
         ),
         lines(
+            "Locked now, by policy",
+            "Over RDMA what is registered is locked, over tcp under rdma-pin-all.",
+            Query(f"sum by (side, policy) (droveway_pinned_bytes{_AT})", "{{side}} {{policy}}"),
+            unit=BYTES,
+            stacked=True,
+        ),
+        lines(
+            "Locked at most, by policy",
+            f"The peak of one migration, on either side, of what ended within {WINDOW}.",
+            *quantiles("droveway_pinned_peak_bytes", _AT, "policy"),
+            unit=BYTES,
+        ),
+        lines(
             "Locked, of what may be",
             "Of the mover that has most, by its limit (RLIMIT_MEMLOCK); 0 where nothing is locked, or nothing limited.",
             Query(
-                f"max by (host, instance) (droveway_pinned_bytes_max{_AT})"
-                f" / max by (host, instance) (droveway_pinned_limit_bytes{_AT})",
-                "{{host}}",
+                f"max by (host, instance, policy) (droveway_pinned_bytes_max{_AT})"
+                f" / on (host, instance) group_left () max by (host, instance) (droveway_pinned_limit_bytes{_AT})",
+                "{{host}} {{policy}}",
             ),
             unit=RATIO,
             steps=((None, "green"), (0.8, "yellow"), (0.9, "red")),

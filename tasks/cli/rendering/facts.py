@@ -28,6 +28,10 @@ class RoundFacts:
     dirty: int | None = None
     verdict: str | None = None
     reason: str | None = None
+    #: Found zero, and not sent.
+    zero: int = 0
+    #: Of what was sent, what went as differences.
+    delta: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -123,6 +127,8 @@ def _finished(entry: Mapping[str, Any]) -> RoundFacts:
         entry.get("dirty"),
         entry.get("verdict"),
         entry.get("reason"),
+        max(0, entry.get("zero", entry["bytes"] - entry["sent"])),
+        entry.get("delta", 0),
     )
 
 

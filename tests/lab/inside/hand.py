@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Hand:
     """What can be asked for; every public method is a request."""
 
     def __init__(self, settings: Settings) -> None:
+        self._host = settings.host
         self._state_dir, self._ram_dir = settings.host.state_dir, settings.host.ram_dir
         self._guests = LocalGuests(self._state_dir, self._ram_dir)
         self._most_pinned: dict[str, int] = {}
@@ -75,6 +77,13 @@ class Hand:
     def most_pinned(self) -> dict[str, int]:
         """By `migration.epoch.side`: the most bytes seen pinned (VmPin) in its mover, looked at 4 times a second."""
         return self._most_pinned
+
+    def metrics(self, side: str) -> str:
+        """The page of this side's worker."""
+        host = self._host
+        port = host.metrics_source_port if side == "source" else host.metrics_destination_port
+        with urllib.request.urlopen(f"http://{host.metrics_listen}:{port}/metrics", timeout=60) as page:
+            return str(page.read().decode())
 
     def log(self) -> str:
         """What movers and guests wrote for people."""

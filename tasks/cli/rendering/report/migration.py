@@ -196,12 +196,13 @@ def _decisions(facts: Facts) -> Iterator[tuple[str, str, str]]:
 
 
 def _bytes(facts: Facts) -> dict[str, Any]:
-    kinds = {"bulk": 0, "dirty": 0, "final": 0}
+    kinds = {"bulk": 0, "dirty": 0, "final": 0, "as differences": 0}
     for each in facts.finished:
-        kinds[each.kind] = kinds.get(each.kind, 0) + (each.sent or 0)
+        kinds[each.kind] = kinds.get(each.kind, 0) + (each.sent or 0) - each.delta
+        kinds["as differences"] += each.delta
     sizes = facts.bytes
     nothing = sizes["total"] - sizes["populated"] if {"total", "populated"} <= sizes.keys() else None
-    skipped = sum(each.total - each.sent for each in facts.finished if each.sent is not None)
+    skipped = sum(each.zero for each in facts.finished)
     rows = [(f"sent, {kind}", size(value)) for kind, value in kinds.items() if value]
     rows += [("never touched: neither registered nor sent", size(nothing)), ("zero pages skipped", size(skipped))]
     return {"title": "Bytes", "rows": [*rows, ("registered at the end", size(sizes.get("registered")))]}
