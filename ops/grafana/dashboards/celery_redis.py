@@ -40,6 +40,7 @@ def _redis() -> list[Panel]:
             durable.format(check),
             Query(f'droveway_redis_durable{{check="{check}"}}'),
             steps=ALWAYS_SHOULD,
+            says=("no", "yes"),
             runbook="redis-not-durable",
             nothing="not readable",
         )
@@ -51,6 +52,8 @@ def _redis() -> list[Panel]:
             "Whether the exporter reaches it.",
             Query("droveway_redis_up"),
             steps=ALWAYS_SHOULD,
+            says=("no", "yes"),
+            nothing="no exporter",
             width=6,
         ),
         *(check.span(6) for check in checks),
@@ -86,12 +89,16 @@ def _messages() -> list[Panel]:
         lines(
             "Messages dropped",
             f"Malformed, too large, expired, of another version, or not agreeing with the record, within {WINDOW}.",
-            Query(f"sum by (host) (increase(droveway_refused_messages_total{_AT}[{WINDOW}]))", "{{host}}"),
+            Query(f"sum by (host) (increase(droveway_refused_messages_total{_AT}[{WINDOW}])) > 0", "{{host}}"),
+            nothing="none",
         ),
         lines(
             "Leases lost",
             f"Claims that went to another holder while their mover lived, within {WINDOW}.",
-            Query(f"sum by (host, side) (increase(droveway_leases_lost_total{_AT}[{WINDOW}]))", "{{host}} {{side}}"),
+            Query(
+                f"sum by (host, side) (increase(droveway_leases_lost_total{_AT}[{WINDOW}])) > 0", "{{host}} {{side}}"
+            ),
+            nothing="none",
             runbook="lease-lost",
         ),
     ]

@@ -5,17 +5,24 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from ops.grafana.dashboards.page import (
-    BYTES_PER_SECOND,
+    BYTES,
+    ENDS,
+    NEUTRAL,
     NEVER_SHOULD,
+    NUMBER,
     RATIO,
     SECONDS,
     WINDOW,
     Panel,
     Query,
+    failures,
     figure,
+    highest,
     lines,
+    names,
     page,
     quantiles,
+    sent,
     variable,
 )
 
@@ -30,6 +37,14 @@ def dashboard() -> Dashboard:
 def _now() -> list[Panel]:
     completed = 'sum(increase(droveway_migrations_total{state="completed"}[$__range]))'
     return [
+        names(
+            "Alerts",
+            "Alerts of Droveway that fire, and those that will if it stays like this; the runbooks say what to do.",
+            Query('max by (alertname, alertstate) (ALERTS{alertname=~"Droveway.*"})', "{{alertname}} {{alertstate}}"),
+            nothing="none",
+            steps=NEUTRAL,
+            colours={"/ firing$/": "red", "/ pending$/": "yellow"},
+        ),
         figure(
             "Hosts up",
             "Hosts whose two workers are alive, by their leases in Redis.",
@@ -48,23 +63,23 @@ def _now() -> list[Panel]:
             Query('sum(droveway_migrations_open{state!="queued"})'),
         ),
         figure(
-            "Guests that wait in handover",
+            "In handover",
             "Migrations cut off between two hosts: their guest may be paused until `droveway reconcile` settles them.",
             Query("droveway_unresolved_migrations"),
             steps=NEVER_SHOULD,
             runbook="guest-waits-in-handover",
         ),
         figure(
-            "Most moves of one guest, 24 h",
+            "Most moves, 24 h",
             "Completed migrations of whichever guest had most. A dozen a day is a rebalancing that goes to and fro.",
             Query("droveway_guest_migrations_max_24h"),
             steps=((None, "green"), (6, "yellow"), (12, "red")),
             runbook="excessive-migrations",
         ),
         figure(
-            "Completed, of all that ended",
+            "Completed",
             "Share of migrations within the time shown that completed; the others failed or were cancelled.",
-            Query(f"{completed} / sum(increase(droveway_migrations_total[$__range]))"),
+            Query(f"{completed} / (sum(increase(droveway_migrations_total[$__range])) > 0)"),
             unit=RATIO,
             steps=((None, "red"), (0.9, "yellow"), (0.99, "green")),
             nothing="none ended",
@@ -96,15 +111,17 @@ def _migrations() -> list[Panel]:
             "Ended an hour, by outcome",
             "Migrations that reached an end, as a rate an hour.",
             Query(f"sum by (state) (rate(droveway_migrations_total[{WINDOW}])) * 3600", "{{state}}"),
+            unit=NUMBER,
             stacked=True,
+            colours=ENDS,
         ),
         lines(
             "Failures, by reason",
             f"Migrations that failed within {WINDOW}; the words are those of `droveway show`.",
-            Query(
-                f'sum by (reason) (increase(droveway_migrations_total{{state="failed"}}[{WINDOW}])) > 0', "{{reason}}"
-            ),
+            failures(),
             stacked=True,
+            nothing="none failed",
+            shades="red",
         ),
         lines(
             "Blackout, and what guests felt",
@@ -119,13 +136,10 @@ def _migrations() -> list[Panel]:
         ),
         lines(
             "Sent, by kind",
-            "Guest memory by what it was: bulk round, dirty rounds, the last one; zero pages are not sent. Counted when"
-            " a migration ends.",
-            Query(
-                'sum by (kind) (rate(droveway_sent_bytes_total{host=~"$host"}[$__rate_interval]))',
-                "{{kind}}",
-            ),
-            unit=BYTES_PER_SECOND,
+            "Guest memory by the round that sent it: the bulk round, dirty rounds, the last one. Of migrations that"
+            f" ended within {WINDOW}: it is counted when one ends.",
+            sent('host=~"$host"'),
+            unit=BYTES,
             stacked=True,
         ),
         lines(
@@ -138,34 +152,38 @@ def _migrations() -> list[Panel]:
 
 
 def _hosts() -> list[Panel]:
-    memory = "sum by (host) (droveway_host_memory_bytes{%s})"
+    promised, whole = (
+        f"sum by (host) (droveway_host_memory_bytes{{{of}}})"
+        for of in ('host=~"$host", state!="free"', 'host=~"$host"')
+    )
     return [
         lines(
             "Slots in use",
-            "Share of all slots that are sending or preparing, each way.",
+            "Share of the slots that are taken by who sends, each way; who still prepares takes none of these.",
             Query(
                 'sum by (side) (droveway_slots{host=~"$host", state="sending"})'
-                ' / sum by (side) (droveway_slots{host=~"$host", state=~"sending|free"})',
+                ' / (sum by (side) (droveway_slots{host=~"$host", state=~"sending|free"}) > 0)',
                 "{{side}}",
             ),
             unit=RATIO,
         ),
         lines(
             "Sending and preparing, by host",
-            "Migrations that hold a slot of a host, both ways.",
-            Query('sum by (host) (droveway_slots{host=~"$host", state!="free"})', "{{host}}"),
+            "Migrations that hold a slot of a host, both ways; the ten hosts that have most.",
+            Query(highest('sum by (host) (droveway_slots{host=~"$host", state!="free"})'), "{{host}}"),
         ),
         lines(
             "Memory promised",
-            "Share of a host's memory that its guests have or that is reserved for guests on their way.",
-            Query(f"{memory} / {memory}" % ('host=~"$host", state!="free"', 'host=~"$host"'), "{{host}}"),
+            "Share of a host's memory that its guests have or that is reserved for guests on their way; the ten hosts"
+            " that are fullest.",
+            Query(highest(f"{promised} / ({whole} > 0)"), "{{host}}"),
             unit=RATIO,
             steps=((None, "green"), (0.9, "yellow"), (1, "red")),
         ),
         lines(
             "Guests, by host",
-            "Guests that a host's workers tell of.",
-            Query('droveway_host_guests{host=~"$host"}', "{{host}}"),
+            "Guests that a host's workers tell of; the ten hosts that have most.",
+            Query(highest('droveway_host_guests{host=~"$host"}'), "{{host}}"),
         ),
     ]
 
@@ -177,6 +195,7 @@ def _balance() -> list[Panel]:
             "How unevenly hosts are loaded, as `droveway rebalance --plan` has it, and where rebalancing stops.",
             Query("droveway_imbalance", "imbalance"),
             Query("droveway_imbalance_target", "target"),
+            unit=NUMBER,
             runbook="imbalance-not-improving",
         ),
         lines(
@@ -184,5 +203,6 @@ def _balance() -> list[Panel]:
             "Imbalance now, less what it would be after the moves of a plan made now. Near nothing: it is as good as it"
             " gets.",
             Query("droveway_rebalance_gain", "gain"),
+            unit=NUMBER,
         ),
     ]
