@@ -91,6 +91,13 @@ def test_a_figure_is_that_of_now(panel: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("panel", figures(), ids=lambda panel: panel["title"])
+def test_a_figure_that_nobody_tells_is_not_nought(panel: dict[str, Any]) -> None:
+    """No worker is missing, says a 0; without an exporter nobody knows that."""
+    assert "vector(" not in panel["targets"][0]["expr"]
+    assert panel["fieldConfig"]["defaults"]["noValue"]
+
+
+@pytest.mark.parametrize("panel", figures(), ids=lambda panel: panel["title"])
 def test_a_figure_says_itself_which_colour_it_has(panel: dict[str, Any]) -> None:
     """Grafana's own thresholds make it red from 80 on: a hundred hosts that are up are no alarm."""
     assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"]

@@ -51,7 +51,7 @@ def _progress() -> list[Panel]:
         figure(
             "Under way",
             "Evacuations that have not ended.",
-            Query("count(count by (evacuation) (droveway_evacuation_guests)) or vector(0)"),
+            Query("count(count by (evacuation) (droveway_evacuation_guests)) or sum(droveway_jobs) * 0"),
             width=6,
         ),
         figure(

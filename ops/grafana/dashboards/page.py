@@ -190,18 +190,19 @@ def figure(
     unit: str = COUNT,
     steps: Steps = NEUTRAL,
     runbook: str = "",
-    nothing: str = "",
+    nothing: str = "not known",
     says: tuple[str, str] | None = None,
-    width: int = 4,
+    width: int = 8,
 ) -> Panel:
-    """The value of now, large, and none that is over; `nothing` is shown when there is none. `says`: words for 0 and 1.
+    """The value of now, large, and none that is over; `nothing` is shown when nobody tells one. `says`: words for 0 and
+    1.
 
     `steps` are never left out: Grafana would make it red from 80 on.
     """
     panel = _now(unit, nothing)
     if says:
         panel.mappings([ValueMap({str(value): ValueMappingResult(word) for value, word in enumerate(says)})])
-    return _completed(panel, title, description, (query,), steps, runbook, now=True).span(width).height(4)
+    return _completed(panel, title, description, (query,), steps, runbook, now=True).span(width).height(3)
 
 
 def names(title: str, description: str, query: Query, nothing: str, steps: Steps, colours: Mapping[str, str]) -> Panel:
@@ -213,11 +214,8 @@ def names(title: str, description: str, query: Query, nothing: str, steps: Steps
 
 
 def _now(unit: str, nothing: str) -> Stat:
-    panel = Stat().unit(unit).reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
-    panel.graph_mode(BigValueGraphMode.NONE)
-    if nothing:
-        panel.no_value(nothing)
-    return panel
+    reduced = ReduceDataOptions().calcs(["lastNotNull"])
+    return Stat().unit(unit).reduce_options(reduced).graph_mode(BigValueGraphMode.NONE).no_value(nothing)
 
 
 def _completed(
