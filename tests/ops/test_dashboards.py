@@ -92,9 +92,12 @@ def test_a_figure_is_that_of_now(panel: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("panel", figures(), ids=lambda panel: panel["title"])
 def test_a_figure_that_nobody_tells_is_not_nought(panel: dict[str, Any]) -> None:
-    """No worker is missing, says a 0; without an exporter nobody knows that."""
+    """No worker is missing, says a 0 or a green word; without an exporter nobody knows that."""
     assert "vector(" not in panel["targets"][0]["expr"]
-    assert panel["fieldConfig"]["defaults"]["noValue"]
+    of_null = panel["fieldConfig"]["defaults"]["mappings"][0]
+    assert (of_null["type"], of_null["options"]["match"]) == ("special", "null+nan")
+    assert of_null["options"]["result"]["text"]
+    assert of_null["options"]["result"]["color"] in {"text", "orange"}
 
 
 @pytest.mark.parametrize("panel", figures(), ids=lambda panel: panel["title"])
@@ -120,6 +123,15 @@ def test_rows_of_a_page_are_full(name: str) -> None:
         assert at["x"] + at["w"] <= 24, panel["title"]
         widths[at["y"]] = widths.get(at["y"], 0) + at["w"]
     assert set(widths.values()) == {24}, widths
+
+
+def test_a_runbook_leads_to_others_within_grafana() -> None:
+    shown = [panel["options"]["content"] for panel in pages()["droveway-runbooks.json"]]
+    targets = [target for content in shown for target in re.findall(r"\]\(([^)]+)\)", content)]
+    assert targets
+    assert [
+        target for target in targets if not target.startswith(("/d/droveway-runbooks?viewPanel=", "https://"))
+    ] == []
 
 
 @pytest.mark.timeout(600)

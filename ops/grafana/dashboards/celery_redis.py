@@ -11,6 +11,7 @@ from ops.grafana.dashboards.page import (
     ALWAYS_SHOULD,
     SECONDS,
     WINDOW,
+    YES_OR_NO,
     Panel,
     Query,
     figure,
@@ -40,9 +41,8 @@ def _redis() -> list[Panel]:
             durable.format(check),
             Query(f'droveway_redis_durable{{check="{check}"}}'),
             steps=ALWAYS_SHOULD,
-            says=("no", "yes"),
+            says=YES_OR_NO,
             runbook="redis-not-durable",
-            nothing="not readable",
         )
         for check in ("appendonly", "appendfsync", "maxmemory_policy")
     ]
@@ -52,8 +52,7 @@ def _redis() -> list[Panel]:
             "Whether the exporter reaches it.",
             Query("droveway_redis_up"),
             steps=ALWAYS_SHOULD,
-            says=("no", "yes"),
-            nothing="no exporter",
+            says=YES_OR_NO,
             width=6,
         ),
         *(check.span(6) for check in checks),

@@ -7,7 +7,6 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from ops.grafana.dashboards.page import (
     BYTES,
     ENDS,
-    NEUTRAL,
     NEVER_SHOULD,
     NUMBER,
     RATIO,
@@ -19,7 +18,6 @@ from ops.grafana.dashboards.page import (
     figure,
     highest,
     lines,
-    names,
     page,
     quantiles,
     sent,
@@ -35,15 +33,18 @@ def dashboard() -> Dashboard:
 
 
 def _now() -> list[Panel]:
+    alerts = 'max by (alertname) (ALERTS{alertname=~"Droveway.*", alertstate="%s"})'
     completed = 'sum(increase(droveway_migrations_total{state="completed"}[$__range]))'
     return [
-        names(
+        figure(
             "Alerts",
             "Alerts of Droveway that fire, and those that will if it stays like this; the runbooks say what to do.",
-            Query('max by (alertname, alertstate) (ALERTS{alertname=~"Droveway.*"})', "{{alertname}} {{alertstate}}"),
+            Query(f"{alerts % 'firing'} or 2 * {alerts % 'pending'}", "{{alertname}}"),
+            steps=((None, "text"), (1, "red"), (2, "yellow")),
+            says={1: "firing", 2: "pending"},
+            named=True,
             nothing="none",
-            steps=NEUTRAL,
-            colours={"/ firing$/": "red", "/ pending$/": "yellow"},
+            width=24,
         ),
         figure(
             "Hosts up",

@@ -41,9 +41,12 @@ from grafana_foundation_sdk.models.common import (
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DashboardLinkType,
+    DashboardSpecialValueMapOptions,
     DataSourceRef,
     DynamicConfigValue,
     FieldColorModeId,
+    SpecialValueMap,
+    SpecialValueMatch,
     Threshold,
     ThresholdsMode,
     ValueMap,
@@ -72,6 +75,8 @@ _LEAST_TOP = {SECONDS: 0.01, BYTES: 1 << 20, BYTES_PER_SECOND: 1 << 20, RATIO: 1
 Steps = tuple[tuple[float | None, str], ...]
 NEUTRAL: Steps = ((None, "text"),)
 NEVER_SHOULD: Steps = ((None, "green"), (1, "red"))
+#: For `says`.
+YES_OR_NO = {0: "no", 1: "yes"}
 ALWAYS_SHOULD: Steps = ((None, "red"), (1, "green"))
 #: Of dirty rate to transfer rate: below a half each round is at most half of the last one; from one on there is no end.
 CONVERGENCE: Steps = ((None, "green"), (0.5, "yellow"), (1, "red"))
@@ -172,14 +177,11 @@ def lines(
     if shades:
         panel.color_scheme(FieldColor().mode(FieldColorModeId.SHADES).fixed_color(shades))
     for legend, colour in (colours or {}).items():
-        panel.override_by_name(legend, [_coloured(colour)])
+        fixed = {"mode": FieldColorModeId.FIXED, "fixedColor": colour}
+        panel.override_by_name(legend, [DynamicConfigValue("color", fixed)])
     if steps:
         panel.thresholds_style(GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.LINE))
     return _completed(panel, title, description, queries, steps, runbook).span(width).height(8)
-
-
-def _coloured(colour: str) -> DynamicConfigValue:
-    return DynamicConfigValue("color", {"mode": FieldColorModeId.FIXED, "fixedColor": colour})
 
 
 def figure(
@@ -190,32 +192,33 @@ def figure(
     unit: str = COUNT,
     steps: Steps = NEUTRAL,
     runbook: str = "",
-    nothing: str = "not known",
-    says: tuple[str, str] | None = None,
+    nothing: str = "",
+    says: Mapping[int, str] | None = None,
+    named: bool = False,
     width: int = 8,
 ) -> Panel:
-    """The value of now, large, and none that is over; `nothing` is shown when nobody tells one. `says`: words for 0 and
-    1.
+    """The value of now, large, and none that is over. `nothing`: what is said where there may be none; without it, that
+    nobody tells the value is said, in a colour that no good one has. `says`: words for values; `named`: that of each
+    series, beside its legend.
 
     `steps` are never left out: Grafana would make it red from 80 on.
     """
-    panel = _now(unit, nothing)
+    without = ValueMappingResult(nothing, "text") if nothing else ValueMappingResult("not known", "orange")
+    mappings: list[ValueMap | SpecialValueMap] = [
+        SpecialValueMap(DashboardSpecialValueMapOptions(SpecialValueMatch.NULL_AND_NAN, without))
+    ]
     if says:
-        panel.mappings([ValueMap({str(value): ValueMappingResult(word) for value, word in enumerate(says)})])
+        mappings.append(ValueMap({str(value): ValueMappingResult(word) for value, word in says.items()}))
+    panel = (
+        Stat()
+        .unit(unit)
+        .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+        .graph_mode(BigValueGraphMode.NONE)
+        .mappings([*mappings])
+    )
+    if named:
+        panel.text_mode(BigValueTextMode.VALUE_AND_NAME)
     return _completed(panel, title, description, (query,), steps, runbook, now=True).span(width).height(3)
-
-
-def names(title: str, description: str, query: Query, nothing: str, steps: Steps, colours: Mapping[str, str]) -> Panel:
-    """Which series there are now, by their legends, each large. `colours`: of those whose legend fits the pattern."""
-    panel = _now(COUNT, nothing).text_mode(BigValueTextMode.NAME)
-    for pattern, colour in colours.items():
-        panel.override_by_regexp(pattern, [_coloured(colour)])
-    return _completed(panel, title, description, (query,), steps, "", now=True).span(24).height(3)
-
-
-def _now(unit: str, nothing: str) -> Stat:
-    reduced = ReduceDataOptions().calcs(["lastNotNull"])
-    return Stat().unit(unit).reduce_options(reduced).graph_mode(BigValueGraphMode.NONE).no_value(nothing)
 
 
 def _completed(
