@@ -73,8 +73,13 @@ class PrometheusServer:
 
     def over(self, expression: str, begin: float, end: float) -> list[dict[str, Any]]:
         """The series of an expression, second by second, that have a number anywhere in that time."""
-        found = self.ask("query_range", query=expression, start=begin, end=end, step=1)["result"]
+        found = self.every(expression, begin, end)
         return [each for each in found if any(value != "NaN" for _, value in each["values"])]
+
+    def every(self, expression: str, begin: float, end: float) -> list[dict[str, Any]]:
+        """The series of an expression, second by second."""
+        found: list[dict[str, Any]] = self.ask("query_range", query=expression, start=begin, end=end, step=1)["result"]
+        return found
 
     def now(self, expression: str) -> list[dict[str, Any]]:
         """Its series at this moment."""

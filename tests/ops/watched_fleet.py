@@ -53,6 +53,10 @@ class Watched:
         """The series that had a number at any time since."""
         return self.prometheus.over(expression, self.began, time.time())
 
+    def every(self, expression: str) -> list[dict[str, Any]]:
+        """The series that there were at any time since, with a number or not."""
+        return self.prometheus.every(expression, self.began, time.time())
+
 
 @contextmanager
 def watched() -> Iterator[Watched]:

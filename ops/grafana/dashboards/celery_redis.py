@@ -11,6 +11,7 @@ from ops.grafana.dashboards.page import (
     ALWAYS_SHOULD,
     SECONDS,
     WINDOW,
+    YES_OR_NO,
     Panel,
     Query,
     figure,
@@ -40,8 +41,8 @@ def _redis() -> list[Panel]:
             durable.format(check),
             Query(f'droveway_redis_durable{{check="{check}"}}'),
             steps=ALWAYS_SHOULD,
+            says=YES_OR_NO,
             runbook="redis-not-durable",
-            nothing="not readable",
         )
         for check in ("appendonly", "appendfsync", "maxmemory_policy")
     ]
@@ -51,6 +52,7 @@ def _redis() -> list[Panel]:
             "Whether the exporter reaches it.",
             Query("droveway_redis_up"),
             steps=ALWAYS_SHOULD,
+            says=YES_OR_NO,
             width=6,
         ),
         *(check.span(6) for check in checks),
@@ -86,12 +88,16 @@ def _messages() -> list[Panel]:
         lines(
             "Messages dropped",
             f"Malformed, too large, expired, of another version, or not agreeing with the record, within {WINDOW}.",
-            Query(f"sum by (host) (increase(droveway_refused_messages_total{_AT}[{WINDOW}]))", "{{host}}"),
+            Query(f"sum by (host) (increase(droveway_refused_messages_total{_AT}[{WINDOW}])) > 0", "{{host}}"),
+            nothing="none",
         ),
         lines(
             "Leases lost",
             f"Claims that went to another holder while their mover lived, within {WINDOW}.",
-            Query(f"sum by (host, side) (increase(droveway_leases_lost_total{_AT}[{WINDOW}]))", "{{host}} {{side}}"),
+            Query(
+                f"sum by (host, side) (increase(droveway_leases_lost_total{_AT}[{WINDOW}])) > 0", "{{host}} {{side}}"
+            ),
+            nothing="none",
             runbook="lease-lost",
         ),
     ]

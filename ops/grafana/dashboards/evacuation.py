@@ -10,11 +10,24 @@ from ops.grafana.dashboards.page import (
     WINDOW,
     Panel,
     Query,
+    failures,
     figure,
     lines,
     page,
     variable,
 )
+
+_NO_EVACUATION = "no evacuation"
+#: What has become of a guest, at a glance.
+_FATES = {
+    "moved": "green",
+    "gone": "light-green",
+    "moving": "blue",
+    "waiting": "yellow",
+    "refused": "orange",
+    "failed": "red",
+}
+_OBSTACLES = {"pinned": "blue", "stale": "purple", "no-room": "orange", "no-host": "yellow"}
 
 
 def dashboard() -> Dashboard:
@@ -38,21 +51,25 @@ def _progress() -> list[Panel]:
         figure(
             "Under way",
             "Evacuations that have not ended.",
-            Query("count(count by (evacuation) (droveway_evacuation_guests)) or vector(0)"),
+            Query("count(count by (evacuation) (droveway_evacuation_guests)) or sum(droveway_jobs) * 0"),
+            width=6,
         ),
         figure(
             "Hosts closed to guests",
             "Hosts that are cordoned, for an evacuation or by somebody.",
             Query("sum(droveway_host_cordoned)"),
+            width=6,
         ),
         figure(
-            "Least time to a deadline",
-            "Of the evacuations shown that have a deadline: seconds left, less what they are estimated to need still.",
+            "Time to spare",
+            "Of the evacuations shown that have a deadline, the one that has least: time left to it, less what it is"
+            " estimated to need still.",
             Query(f"min({left} - {needed})"),
             unit=SECONDS,
             steps=((None, "red"), (0, "green")),
             runbook="evacuation-behind-deadline",
             nothing="no deadline",
+            width=6,
         ),
         figure(
             "Guests that cannot leave",
@@ -60,18 +77,14 @@ def _progress() -> list[Panel]:
             Query("sum(droveway_guests_not_evacuable)"),
             steps=((None, "green"), (1, "yellow")),
             runbook="guest-not-evacuable",
+            width=6,
         ),
         lines(
             "Done",
             "Share of each evacuation's guests that have moved or are gone.",
-            Query(f"{done} / {guests}", "{{evacuation}}"),
+            Query(f"{done} / ({guests} > 0)", "{{evacuation}}"),
             unit=RATIO,
-        ),
-        lines(
-            "Guests, by fate",
-            "What has become of the guests of the evacuations shown.",
-            Query('sum by (fate) (droveway_evacuation_guests{evacuation=~"$evacuation"})', "{{fate}}"),
-            stacked=True,
+            nothing=_NO_EVACUATION,
         ),
         lines(
             "Time still needed, and left",
@@ -79,7 +92,17 @@ def _progress() -> list[Panel]:
             Query(needed, "{{evacuation}} needs"),
             Query(left, "{{evacuation}} has"),
             unit=SECONDS,
+            nothing=_NO_EVACUATION,
             runbook="evacuation-behind-deadline",
+        ),
+        lines(
+            "Guests, by fate",
+            "What has become of the guests of the evacuations shown.",
+            Query('sum by (fate) (droveway_evacuation_guests{evacuation=~"$evacuation"})', "{{fate}}"),
+            stacked=True,
+            nothing=_NO_EVACUATION,
+            colours=_FATES,
+            width=24,
         ),
     ]
 
@@ -92,15 +115,16 @@ def _obstacles() -> list[Panel]:
             " has the sentence for each guest of an evacuation.",
             Query("sum by (reason) (droveway_guests_not_evacuable)", "{{reason}}"),
             stacked=True,
+            colours=_OBSTACLES,
             runbook="guest-not-evacuable",
         ),
         lines(
             "Moves that failed, by reason",
             f"Of any kind, within {WINDOW}. A guest is tried elsewhere up to three times.",
-            Query(
-                f'sum by (reason) (increase(droveway_migrations_total{{state="failed"}}[{WINDOW}])) > 0', "{{reason}}"
-            ),
+            failures(),
             stacked=True,
+            nothing="none failed",
+            shades="red",
         ),
         lines(
             "Waiting, by what for",
@@ -111,6 +135,7 @@ def _obstacles() -> list[Panel]:
         lines(
             "Jobs kept, by end",
             "Evacuations, rebalancings and restores in the record, by how they ended or that they run.",
-            Query("sum by (kind, state) (droveway_jobs)", "{{kind}} {{state}}"),
+            Query("sum by (kind, state) (droveway_jobs) > 0", "{{kind}} {{state}}"),
+            nothing="none",
         ),
     ]

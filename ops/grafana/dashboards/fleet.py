@@ -5,17 +5,22 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from ops.grafana.dashboards.page import (
-    BYTES_PER_SECOND,
+    BYTES,
+    ENDS,
     NEVER_SHOULD,
+    NUMBER,
     RATIO,
     SECONDS,
     WINDOW,
     Panel,
     Query,
+    failures,
     figure,
+    highest,
     lines,
     page,
     quantiles,
+    sent,
     variable,
 )
 
@@ -28,17 +33,28 @@ def dashboard() -> Dashboard:
 
 
 def _now() -> list[Panel]:
+    alerts = 'max by (alertname) (ALERTS{alertname=~"Droveway.*", alertstate="%s"})'
     completed = 'sum(increase(droveway_migrations_total{state="completed"}[$__range]))'
     return [
         figure(
+            "Alerts",
+            "Alerts of Droveway that fire, and those that will if it stays like this; the runbooks say what to do.",
+            Query(f"{alerts % 'firing'} or 2 * {alerts % 'pending'}", "{{alertname}}"),
+            steps=((None, "text"), (1, "red"), (2, "yellow")),
+            says={1: "firing", 2: "pending"},
+            named=True,
+            nothing="none",
+            width=24,
+        ),
+        figure(
             "Hosts up",
             "Hosts whose two workers are alive, by their leases in Redis.",
-            Query("count(min by (host) (droveway_host_up) == 1) or vector(0)"),
+            Query("sum(min by (host) (droveway_host_up))"),
         ),
         figure(
             "Workers missing",
             "Workers of known hosts that renew no lease.",
-            Query("count(droveway_host_up == 0) or vector(0)"),
+            Query("sum(droveway_host_up == bool 0)"),
             steps=NEVER_SHOULD,
             runbook="worker-missing",
         ),
@@ -64,7 +80,7 @@ def _now() -> list[Panel]:
         figure(
             "Completed, of all that ended",
             "Share of migrations within the time shown that completed; the others failed or were cancelled.",
-            Query(f"{completed} / sum(increase(droveway_migrations_total[$__range]))"),
+            Query(f"{completed} / (sum(increase(droveway_migrations_total[$__range])) > 0)"),
             unit=RATIO,
             steps=((None, "red"), (0.9, "yellow"), (0.99, "green")),
             nothing="none ended",
@@ -96,15 +112,17 @@ def _migrations() -> list[Panel]:
             "Ended an hour, by outcome",
             "Migrations that reached an end, as a rate an hour.",
             Query(f"sum by (state) (rate(droveway_migrations_total[{WINDOW}])) * 3600", "{{state}}"),
+            unit=NUMBER,
             stacked=True,
+            colours=ENDS,
         ),
         lines(
             "Failures, by reason",
             f"Migrations that failed within {WINDOW}; the words are those of `droveway show`.",
-            Query(
-                f'sum by (reason) (increase(droveway_migrations_total{{state="failed"}}[{WINDOW}])) > 0', "{{reason}}"
-            ),
+            failures(),
             stacked=True,
+            nothing="none failed",
+            shades="red",
         ),
         lines(
             "Blackout, and what guests felt",
@@ -119,13 +137,10 @@ def _migrations() -> list[Panel]:
         ),
         lines(
             "Sent, by kind",
-            "Guest memory by what it was: bulk round, dirty rounds, the last one; zero pages are not sent. Counted when"
-            " a migration ends.",
-            Query(
-                'sum by (kind) (rate(droveway_sent_bytes_total{host=~"$host"}[$__rate_interval]))',
-                "{{kind}}",
-            ),
-            unit=BYTES_PER_SECOND,
+            "Guest memory by the round that sent it: the bulk round, dirty rounds, the last one. Of migrations that"
+            f" ended within {WINDOW}: it is counted when one ends.",
+            sent('host=~"$host"'),
+            unit=BYTES,
             stacked=True,
         ),
         lines(
@@ -138,34 +153,38 @@ def _migrations() -> list[Panel]:
 
 
 def _hosts() -> list[Panel]:
-    memory = "sum by (host) (droveway_host_memory_bytes{%s})"
+    promised, whole = (
+        f"sum by (host) (droveway_host_memory_bytes{{{of}}})"
+        for of in ('host=~"$host", state!="free"', 'host=~"$host"')
+    )
     return [
         lines(
             "Slots in use",
-            "Share of all slots that are sending or preparing, each way.",
+            "Share of the slots that are taken by who sends, each way; who still prepares takes none of these.",
             Query(
                 'sum by (side) (droveway_slots{host=~"$host", state="sending"})'
-                ' / sum by (side) (droveway_slots{host=~"$host", state=~"sending|free"})',
+                ' / (sum by (side) (droveway_slots{host=~"$host", state=~"sending|free"}) > 0)',
                 "{{side}}",
             ),
             unit=RATIO,
         ),
         lines(
             "Sending and preparing, by host",
-            "Migrations that hold a slot of a host, both ways.",
-            Query('sum by (host) (droveway_slots{host=~"$host", state!="free"})', "{{host}}"),
+            "Migrations that hold a slot of a host, both ways; the ten hosts that have most.",
+            Query(highest('sum by (host) (droveway_slots{host=~"$host", state!="free"})'), "{{host}}"),
         ),
         lines(
             "Memory promised",
-            "Share of a host's memory that its guests have or that is reserved for guests on their way.",
-            Query(f"{memory} / {memory}" % ('host=~"$host", state!="free"', 'host=~"$host"'), "{{host}}"),
+            "Share of a host's memory that its guests have or that is reserved for guests on their way; the ten hosts"
+            " that are fullest.",
+            Query(highest(f"{promised} / ({whole} > 0)"), "{{host}}"),
             unit=RATIO,
             steps=((None, "green"), (0.9, "yellow"), (1, "red")),
         ),
         lines(
             "Guests, by host",
-            "Guests that a host's workers tell of.",
-            Query('droveway_host_guests{host=~"$host"}', "{{host}}"),
+            "Guests that a host's workers tell of; the ten hosts that have most.",
+            Query(highest('droveway_host_guests{host=~"$host"}'), "{{host}}"),
         ),
     ]
 
@@ -177,6 +196,7 @@ def _balance() -> list[Panel]:
             "How unevenly hosts are loaded, as `droveway rebalance --plan` has it, and where each policy stops.",
             Query("droveway_imbalance", "imbalance"),
             Query("droveway_imbalance_target", "target of {{policy}}"),
+            unit=NUMBER,
             runbook="imbalance-not-improving",
         ),
         lines(
@@ -184,5 +204,6 @@ def _balance() -> list[Panel]:
             "Imbalance now, less what it would be after the moves that each policy would plan now. Near nothing: it is"
             " as good as it gets.",
             Query("droveway_rebalance_gain", "{{policy}}"),
+            unit=NUMBER,
         ),
     ]

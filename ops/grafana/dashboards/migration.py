@@ -9,9 +9,11 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from ops.grafana.dashboards.page import (
+    BYTES,
     BYTES_PER_SECOND,
     CONVERGENCE,
-    COUNT,
+    ENDS,
+    NUMBER,
     SECONDS,
     WINDOW,
     Panel,
@@ -20,6 +22,7 @@ from ops.grafana.dashboards.page import (
     mean,
     page,
     quantiles,
+    sent,
     variable,
 )
 
@@ -29,10 +32,15 @@ _DESTINATION = '{host="$destination", side="destination"}'
 
 def dashboard() -> Dashboard:
     """A pair of hosts, as one looks at a migration that was slow."""
-    rows = [("Whether it converges", _convergence()), ("Where the time goes", _time()), ("Blackout", _blackout())]
+    rows = [
+        ("What moves", _moves()),
+        ("Whether it converges", _convergence()),
+        ("Where the time goes", _time()),
+        ("Blackout", _blackout()),
+    ]
     variables = [
         variable("source", "Source", "label_values(droveway_host_up, host)", several=False),
-        variable("destination", "Destination", "label_values(droveway_host_up, host)", several=False),
+        variable("destination", "Destination", 'label_values(droveway_host_up{host!="$source"}, host)', several=False),
     ]
     return page(
         "droveway-migration",
@@ -41,6 +49,28 @@ def dashboard() -> Dashboard:
         rows,
         variables,
     )
+
+
+def _moves() -> list[Panel]:
+    ended = f'increase(droveway_migrations_total{{host="$source", state%s"failed"}}[{WINDOW}])'
+    return [
+        lines(
+            "Movers at work",
+            "Movers that the workers of the two hosts supervise.",
+            Query(f"sum by (host) (droveway_migrations_in_flight{_SOURCE})", "sending from {{host}}"),
+            Query(f"sum by (host) (droveway_migrations_in_flight{_DESTINATION})", "receiving at {{host}}"),
+        ),
+        lines(
+            "Outcomes",
+            f"Migrations of the source's guests that ended within {WINDOW}.",
+            Query(f"sum by (state) ({ended % '!='}) > 0", "{{state}}"),
+            Query(f"sum by (reason) ({ended % '='}) > 0", "failed: {{reason}}"),
+            stacked=True,
+            nothing="none ended",
+            colours=ENDS,
+            shades="red",
+        ),
+    ]
 
 
 def _convergence() -> list[Panel]:
@@ -65,17 +95,19 @@ def _convergence() -> list[Panel]:
             "Dirty rate by transfer rate of a round. Below 0.5 each round halves what is left; from 1 on nothing ends"
             " it but on-stall.",
             *quantiles("droveway_convergence_ratio", at),
+            unit=NUMBER,
             steps=CONVERGENCE,
             runbook="no-net-progress",
         ),
         lines(
-            "Rounds", "Rounds of a migration, the bulk round included.", *quantiles("droveway_rounds", at), unit=COUNT
+            "Rounds", "Rounds of a migration, the bulk round included.", *quantiles("droveway_rounds", at), unit=NUMBER
         ),
         lines(
             "Sent, by kind",
-            "What the source sent: bulk round, dirty rounds, the last one; zero pages were skipped.",
-            Query(f"sum by (kind) (rate(droveway_sent_bytes_total{at}[$__rate_interval]))", "{{kind}}"),
-            unit=BYTES_PER_SECOND,
+            "What the source sent, of migrations that ended within"
+            f" {WINDOW}: the bulk round, dirty rounds, the last one. Zero pages are not sent.",
+            sent('host="$source"'),
+            unit=BYTES,
             stacked=True,
         ),
     ]
@@ -107,21 +139,6 @@ def _time() -> list[Panel]:
             mean("droveway_registration_wait_seconds", '{host="$source"}', "policy", "{{policy}}"),
             unit=SECONDS,
         ),
-        lines(
-            "Movers at work",
-            "Movers that the workers of the two hosts supervise.",
-            Query(f"droveway_migrations_in_flight{_SOURCE}", "sending from {{host}}"),
-            Query(f"droveway_migrations_in_flight{_DESTINATION}", "receiving at {{host}}"),
-        ),
-        lines(
-            "Outcomes",
-            f"Migrations of the source's guests that ended within {WINDOW}.",
-            Query(
-                f'sum by (state, reason) (increase(droveway_migrations_total{{host="$source"}}[{WINDOW}])) > 0',
-                "{{state}} {{reason}}",
-            ),
-            stacked=True,
-        ),
     ]
 
 
@@ -143,9 +160,10 @@ def _blackout() -> list[Panel]:
             unit=SECONDS,
         ),
         lines(
-            "Blackout by what was expected",
+            "Blackout, in times of what was expected",
             "Above 1 it took longer than it was planned with.",
             *quantiles("droveway_downtime_to_expected_ratio", at, of=(0.5, 0.95)),
+            unit=NUMBER,
         ),
         lines(
             "What guests felt",

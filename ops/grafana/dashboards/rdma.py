@@ -6,11 +6,13 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from ops.grafana.dashboards.page import (
     BYTES,
+    PER_SECOND,
     RATIO,
     SECONDS,
     WINDOW,
     Panel,
     Query,
+    highest,
     lines,
     mean,
     page,
@@ -31,11 +33,12 @@ def dashboard() -> Dashboard:
 
 
 def _registration() -> list[Panel]:
+    locked, limit = (f"max by (host, instance) (droveway_pinned_{name}{_AT})" for name in ("bytes_max", "limit_bytes"))
     return [
         lines(
             "Registered now",
-            "Memory that movers at work have registered, by host and side.",
-            Query(f"sum by (host, side) (droveway_registered_bytes{_AT})", "{{host}} {{side}}"),
+            "Memory that movers at work have registered, by host and side. The ten that have most.",
+            Query(highest(f"sum by (host, side) (droveway_registered_bytes{_AT})"), "{{host}} {{side}}"),
             unit=BYTES,
             stacked=True,
         ),
@@ -54,12 +57,9 @@ def _registration() -> list[Panel]:
         ),
         lines(
             "Locked, of what may be",
-            "Of the mover that has most, by its limit (RLIMIT_MEMLOCK); 0 where nothing is locked, or nothing limited.",
-            Query(
-                f"max by (host, instance, policy) (droveway_pinned_bytes_max{_AT})"
-                f" / on (host, instance) group_left () max by (host, instance) (droveway_pinned_limit_bytes{_AT})",
-                "{{host}} {{policy}}",
-            ),
+            "Of the mover that has most, by its limit (RLIMIT_MEMLOCK); 0 where nothing is locked, or nothing limited."
+            " The ten hosts that are nearest to it.",
+            Query(highest(f"max by (host) ({locked} / ({limit} > 0))"), "{{host}}"),
             unit=RATIO,
             steps=((None, "green"), (0.8, "yellow"), (0.9, "red")),
             runbook="pinned-memory-near-limit",
@@ -100,13 +100,17 @@ def _work_requests() -> list[Panel]:
             unit=BYTES,
         ),
         lines(
-            "Sent again",
-            "Over tcp: segments of guest memory that the kernel had to send again, a second. A device counts its own.",
-            Query(f"sum by (host) (rate(droveway_retries_total{_AT}[$__rate_interval]))", "{{host}}"),
+            "Segments sent again",
+            "Over tcp: segments of guest memory that the kernel had to send again, a second; the ten hosts that have"
+            " most. A device counts its own.",
+            Query(highest(f"sum by (host) (rate(droveway_retries_total{_AT}[$__rate_interval]))"), "{{host}}"),
+            unit=PER_SECOND,
         ),
         lines(
             "Failed completions, by status",
             f"Work requests that ended in an error, within {WINDOW}; the words are libibverbs'.",
-            Query(f"sum by (status) (increase(droveway_failed_completions_total{_AT}[{WINDOW}]))", "{{status}}"),
+            Query(f"sum by (status) (increase(droveway_failed_completions_total{_AT}[{WINDOW}])) > 0", "{{status}}"),
+            nothing="none",
+            shades="red",
         ),
     ]
