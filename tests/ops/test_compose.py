@@ -1,6 +1,6 @@
 """ops/compose.yaml: what it names exists, its settings are settings, its Redis lets in whom it should, and nobody else.
 
-No container is run here: that takes a Docker engine.
+No container is run here: test_containers.py does that, on an engine of its own.
 """
 
 from __future__ import annotations
