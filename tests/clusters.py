@@ -26,6 +26,7 @@ def hosts(draw: st.DrawFn, name: str) -> Host:
         uplink=draw(st.sampled_from(["", "rack-1", "rack-2"])),
         labels=draw(st.frozensets(st.sampled_from(["disk=fast", "zone=a"]))),
         transports=draw(st.sampled_from([frozenset(), frozenset({"tcp"}), frozenset({"verbs"})])),
+        wire=draw(st.sampled_from([0, 5, 5, 6, 7])),
         cpu_models=draw(st.sampled_from([frozenset(), frozenset({"old"}), frozenset({"old", "new"})])),
         cordoned=draw(_sometimes("repairs", 6)),
         stale=draw(_sometimes(True, 8)) is True,

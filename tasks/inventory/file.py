@@ -73,6 +73,7 @@ _HOST: Mapping[str, tuple[str, _Kind]] = {
     "uplink": ("uplink", _TEXT),
     "labels": ("labels", _LIST),
     "transports": ("transports", _LIST),
+    "wire": ("wire", _COUNT),
     "cpu-models": ("cpu_models", _LIST),
     "cordoned": ("cordoned", _TEXT),
     "stale": ("stale", _SWITCH),

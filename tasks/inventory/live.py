@@ -38,6 +38,7 @@ def _host(record: HostRecord, wanted: frozenset[str], fleet: Fleet) -> Host:
         stream=record.measured,
         labels=record.labels,
         transports=frozenset(record.transports),
+        wire=record.wire,
         cpu_models=wanted and (record.cpu_models & wanted or record.cpu_models),
         cordoned=_cordon(record.host, fleet),
         stale=record.alive != frozenset(Side),

@@ -32,6 +32,8 @@ class Host:
     labels: frozenset[str] = frozenset()
     #: What can carry memory to it and from it, by its kinds' names; empty: not known, and then nothing is refused.
     transports: frozenset[str] = frozenset()
+    #: The number of what it says to other hosts (workers/wire.py); 0: not known, and then nothing is refused for it.
+    wire: int = 0
     #: What its QEMU can give a guest; empty: not known, and then nothing is refused for it.
     cpu_models: frozenset[str] = frozenset()
     #: Why nothing may be moved to it; None: it takes guests.
