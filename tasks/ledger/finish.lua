@@ -1,6 +1,7 @@
 -- How one side ended. The record ends when the guest's fate is known: completed as soon as either side knows that the
 -- destination took it, failed or cancelled when the source, which then still has it, says so, or when the destination
--- gives up before any source began. What was written stays.
+-- gives up before any source began. One that was taken back for what an operator said ends as failed, for that reason.
+-- What was written stays.
 --
 --   ARGV  retention, M, side, nonce, epoch, outcome (completed | failed | cancelled), reason, message, progress (JSON)
 --
@@ -37,7 +38,11 @@ if ENDED[record.state] then
   event(migration, 'outcome')
   if (outcome == 'completed') ~= (record.state == 'completed') then return 'CONFLICT' end
 elseif outcome == 'completed' or side == 'source' or not (record['claim:source'] or record.restored) then
-  finalise(migration, record, outcome, ARGV[7], ARGV[8])
+  if outcome == 'cancelled' and record.kept then
+    finalise(migration, record, 'failed', record.kept, record.kept_why)
+  else
+    finalise(migration, record, outcome, ARGV[7], ARGV[8])
+  end
 else
   event(migration, 'outcome')
 end

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.ledger.ledger import Answer, Ledger
-from tasks.records import LocalGuest, Priority, Submission
+from tasks.records import Kept, LocalGuest, Priority, Submission
 from tasks.requests import snapshot
 from tests.integration.console import GIB, OFFERED
 from tests.redis_server import RedisServer
@@ -244,6 +244,68 @@ def test_what_was_cancelled_while_it_prepared_is_never_let_on_and_leaves_nothing
     ledger.finish(job.ticket, Status(outcome="cancelled", reason="cancelled"))
     assert prepared(ledger) == []
     assert ledger.fleet().hosts["alpha"].admitted[Side.SOURCE] == 0
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+@pytest.mark.parametrize(
+    ("kept", "name", "said"),
+    [
+        (Kept.GUEST, "alpha-1", ("pinned", "guest alpha-1 is pinned: tests.")),
+        (Kept.HOST, "target", ("pinned", "host target is pinned: tests.")),
+        (Kept.CORDON, "target", ("cordoned", "target takes no guests: tests.")),
+    ],
+)
+def test_what_prepares_ends_as_what_waits_does_when_an_operator_keeps_it_where_it_is(
+    ledger: Ledger, kept: Kept, name: str, said: tuple[str, str], claimed: bool
+) -> None:
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    first, second, third = (ask(ledger, "alpha", number) for number in range(3))
+    ledger.admit()
+    jobs = [Job(second, "alpha-1", 1, side, "n", *ends, GIB, {}, {}) for side, ends in
+            zip(Side, (("alpha", "target"), ("target", "alpha")), strict=True)]  # fmt: skip
+    for job in jobs if claimed else ():
+        ledger.claim(job.ticket)
+    ledger.pin(kept, name, "tests", None)
+    ledger.admit()
+    if claimed:
+        assert snapshot(ledger, second).state == "cancelling"
+        assert [ledger.renew(job.ticket)[0] for job in jobs] == [Answer.CANCEL, Answer.OK], "the source's mover decides"
+        ledger.admit()  # and once more
+        ledger.finish(jobs[0].ticket, Status(outcome="cancelled", reason="cancelled", message="It was cancelled."))
+        ledger.finish(jobs[1].ticket, Status(outcome="cancelled", reason="cancelled", message="It was cancelled."))
+    ended = snapshot(ledger, second)
+    assert (ended.state, ended.reason, ended.message, ended.settled) == ("failed", *said, True)
+    assert sending(ledger) == [first], "what moves goes on to its end"
+    assert (snapshot(ledger, third).state == "failed") == (name == "target")
+    assert ledger.fleet().guests["alpha-1"].active is None
+    assert ledger.unpin(kept, name) is Answer.OK
+    again = Submission("m-again", "alpha-1", "alpha", "target", GIB, {}, {})
+    assert ledger.submit(again)[0] is Answer.OK
+
+
+def test_hosts_that_are_left_may_be_cordoned_and_what_has_prepared_there_is_let_on(ledger: Ledger) -> None:
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    first, second = (ask(ledger, "alpha", number) for number in range(2))
+    ledger.admit()
+    ledger.pin(Kept.CORDON, "alpha", "it is emptied", None)
+    end(ledger, first)
+    assert sending(ledger) == [second]
+
+
+def test_one_that_was_taken_back_too_late_is_completed(ledger: Ledger) -> None:
+    """Its source's mover was let onto the links before Redis lost its last seconds."""
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    _, second = (ask(ledger, "alpha", number) for number in range(2))
+    ledger.admit()
+    job = Job(second, "alpha-1", 1, Side.SOURCE, "n", "alpha", "target", GIB, {}, {})
+    ledger.claim(job.ticket)
+    ledger.pin(Kept.GUEST, "alpha-1", "tests", None)
+    ledger.admit()
+    ledger.finish(job.ticket, Status(outcome="completed"))
+    assert (snapshot(ledger, second).state, ledger.fleet().guests["alpha-1"].host) == ("completed", "target")
 
 
 def test_what_is_asked_for_within_one_millisecond_keeps_its_order(ledger: Ledger) -> None:

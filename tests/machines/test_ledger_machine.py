@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.ledger.ledger import Answer, Ledger
-from tasks.records import ENDED, LocalGuest, Submission
+from tasks.records import ENDED, Kept, LocalGuest, Submission
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
 from workers.pairing.contract import Side
@@ -263,6 +263,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def cancel(self, number: int, repeat: bool) -> None:
         migration = f"m-{self.count - number}"
         self.twice(lambda: self.ledger.cancel(migration, "cancelled"), repeat)
+
+    @rule(kept=st.sampled_from(Kept), number=st.integers(0, 2), repeat=st.booleans())
+    def an_operator_keeps_something_where_it_is(self, kept: Kept, number: int, repeat: bool) -> None:
+        name = sorted(HOME)[number] if kept is Kept.GUEST else HOSTS[number]
+        self.ledger.pin(kept, name, "for a while", None)
+        self.twice(self.ledger.admit, repeat)
+        self.ledger.unpin(kept, name)
 
     @precondition(lambda self: self.count)
     @rule(number=st.integers(0, 2), repeat=st.booleans())
