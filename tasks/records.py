@@ -68,6 +68,8 @@ class MigrationRecord:
     #: When it was let onto the links, and what it was given of them, in bytes/s; until then it only prepares.
     granted: float | None = None
     rate: int | None = None
+    #: The shared links that this counts on, by their names.
+    crosses: frozenset[str] = frozenset()
     #: When its doorbells were rung last.
     rung: float | None = None
     finished: float | None = None
@@ -326,6 +328,7 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         priority=int(fields.get(b"priority") or Priority.USER),
         granted=_moment(fields, "granted"),
         rate=int(fields[b"rate"]) if b"rate" in fields else None,
+        crosses=_crossed(fields),
         rung=_moment(fields, "rung"),
         finished=_moment(fields, "finished"),
         waiting=_text(fields, "waiting") or None,
@@ -335,6 +338,12 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         message=_text(fields, "message") or None,
         job=_text(fields, "job") or None,
     )
+
+
+def _crossed(fields: Fields) -> frozenset[str]:
+    """Names of link:L:WAY; none once its share of them was given back."""
+    keys = [] if b"off_links" in fields else json.loads(fields.get(b"crosses", b"[]"))
+    return frozenset(key.removeprefix("link:").rpartition(":")[0] for key in keys)
 
 
 def _read_side(side: Side, fields: Fields) -> SideRecord:

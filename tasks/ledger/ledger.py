@@ -157,6 +157,13 @@ class Ledger:
         """Take back what an ended migration holds for sides that nobody renews."""
         return [Side(_decoded(side)) for side in self._run("release", migration)]
 
+    def free_links(self, migration: str, silence: float) -> Answer:
+        """Give back its share of shared links when nobody has spoken for either side in `silence` seconds.
+
+        OK | EARLY | GONE (nothing is counted).
+        """
+        return Answer(_decoded(self._run("free_links", migration, round(silence * 1000))))
+
     # --- hosts --------------------------------------------------------------------------------------------------------
 
     def heartbeat(

@@ -39,7 +39,7 @@
 --
 -- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, job (that asked
 -- for it), state, epoch, admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON:
--- the link:L:WAY), rung, restored, waiting (why it waits), cancel (ms), kept, kept_why (taken back while
+-- the link:L:WAY), off_links (ms: its share of these was given back, both its hosts being silent), rung, restored, waiting (why it waits), cancel (ms), kept, kept_why (taken back while
 -- it prepared: the rule and the sentence that it ends with), finished, reason, message; and for each side: claim:SIDE (a
 -- nonce), claimed:SIDE, lease:SIDE, progress:SIDE (JSON), outcome:SIDE; offers as in workers/pairing/publish.lua.
 local prefix = KEYS[1]

@@ -10,9 +10,12 @@ import pytest
 from pydantic import SecretStr
 
 from config.settings import RedisSettings, Settings, WorkerSettings
+from tasks.bell import MessageBell
 from tasks.ledger.ledger import Answer, Ledger
+from tasks.reconcile import Action, examine, reconcile
 from tasks.records import Kept, LocalGuest, Priority, Submission
 from tasks.requests import snapshot
+from tasks.steps import SILENCE
 from tests.integration.console import GIB, OFFERED
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
@@ -20,6 +23,7 @@ from workers.pairing.contract import Side
 
 SOURCES = ("alpha", "beta", "gamma")
 GUESTS = 6
+FREE = Action.FREE
 ROOM = {"memory": str(64 * GIB)}
 
 
@@ -191,6 +195,53 @@ def test_a_shared_link_is_free_once_the_destination_has_given_up_though_its_sour
     ledger.admit()
     assert not snapshot(ledger, lost).ended, "only its source knows where the guest is"
     assert snapshot(ledger, later).granted is not None
+
+
+def test_a_shared_link_is_free_again_when_both_hosts_of_a_move_have_been_silent_for_long(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    """Nobody can say what became of the guest; the others of the rack are to leave all the same."""
+    for source in ("alpha", "beta"):
+        beat(ledger, source, bandwidth="1000", uplink="rack-1", uplink_bandwidth="1000")
+    lost, later = ask(ledger, "alpha", 0), ask(ledger, "beta", 0, to="other")
+    ledger.admit()
+    record = snapshot(ledger, lost)
+    assert (record.crosses, record.epoch) == ({"rack-1"}, 1)
+    ends = (("alpha", "target"), ("target", "alpha"))
+    jobs = [Job(lost, record.guest, 1, side, "n", *each, GIB, {}, {}, granted=True)
+            for side, each in zip(Side, ends, strict=True)]  # fmt: skip
+    for job in jobs:
+        ledger.claim(job.ticket)
+    long_ago = round((ledger.now() - SILENCE - 1) * 1000)
+    with redis_server.client() as client:
+        client.hset(f"order:migration:{lost}", "lease:source", long_ago)
+        assert FREE not in [each.action for each in examine(ledger.open(), ledger.fleet(), ledger.now())]
+        for moment in (1000, -1000 * (SILENCE - 60)):
+            client.hset(f"order:migration:{lost}", "lease:destination", round(1000 * ledger.now() + moment))
+            assert ledger.free_links(lost, SILENCE) is Answer.EARLY
+        client.hset(f"order:migration:{lost}", "lease:destination", long_ago)
+    found = [
+        each for each in reconcile(ledger, MessageBell(lambda message, queue: None)).findings if each.action is FREE
+    ]
+    assert [each.migration for each in found] == [lost]
+    assert "alpha and target" in found[0].reason
+    assert "its share of rack-1" in found[0].reason
+    assert snapshot(ledger, later).granted is not None
+    before = snapshot(ledger, lost)
+    assert (before.state, before.crosses, before.ended) == ("setup", frozenset(), False)
+    assert ledger.fleet().guests["alpha-0"].active == lost, "only the journals say where it is"
+    assert ledger.fleet().hosts["target"].reserved == GIB
+    assert ledger.free_links(lost, SILENCE) is Answer.GONE
+    assert FREE not in [each.action for each in examine(ledger.open(), ledger.fleet(), ledger.now())]
+
+    end(ledger, later)
+    ledger.heartbeat("alpha", Side.SOURCE, OFFERED | ROOM | {"bandwidth": "1000"}, [jobs[0]], [])
+    assert snapshot(ledger, lost).crosses == {"rack-1"}, "its mover did go on: that is counted again"
+    with redis_server.client() as client:
+        assert client.hgetall("order:link:rack-1:up") == {lost.encode(): b"1000"}
+    ledger.finish(jobs[0].ticket, Status(outcome="failed", reason="peer-lost"))
+    with redis_server.client() as client:
+        assert client.exists("order:link:rack-1:up") == 0
 
 
 def test_what_has_prepared_on_a_host_that_is_silent_now_keeps_the_link_from_nobody(
