@@ -21,6 +21,7 @@ def hosts(draw: st.DrawFn, name: str) -> Host:
         cpus=draw(st.sampled_from([0.0, 4.0, 8.0])),
         bandwidth=draw(st.sampled_from([2, 4])),
         stream=draw(st.sampled_from([0, 1, 3])),
+        overhead=draw(st.sampled_from([0.0, 0.25, 2.0])),
         outbound=draw(st.integers(1, 2)),
         inbound=draw(st.integers(1, 2)),
         uplink=draw(st.sampled_from(["", "rack-1", "rack-2"])),

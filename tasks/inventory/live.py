@@ -36,6 +36,7 @@ def _host(record: HostRecord, wanted: frozenset[str], fleet: Fleet) -> Host:
         inbound=record.slots[Side.DESTINATION],
         uplink=record.uplink,
         stream=record.measured,
+        overhead=record.overhead,
         labels=record.labels,
         transports=frozenset(record.transports),
         wire=record.wire,

@@ -42,6 +42,9 @@ class Host:
     stale: bool = False
     #: Bytes/s that one stream from it or to it reached lately, as measured; 0: not known, so its link's.
     stream: int = 0
+    #: Seconds for which a move from it or to it is on the links beside what it sends (movers that start, pairing), as
+    #: measured lately; 0: not known, and then none.
+    overhead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
