@@ -38,7 +38,7 @@ SILENCE = 600.0
 #: Seconds for which nobody else takes a step while a solver looks for places: all would look for the same ones.
 _SOLVING = 60.0
 #: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
-_LASTING = frozenset({"capability", "memory-lock", "version"})
+_LASTING = frozenset({"capability", "memory-lock"})
 
 
 def take_steps(ledger: Ledger, bell: Bell) -> bool:
