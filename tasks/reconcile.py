@@ -17,6 +17,7 @@ from tasks.bell import Bell
 from tasks.ledger.ledger import Ledger
 from tasks.records import Fleet, MigrationRecord, SideRecord
 from tasks.requests import admit
+from tasks.steps import SILENCE
 from workers.pairing.contract import Side
 
 #: Seconds after which a doorbell that nobody answered is rung again: a worker answers within one, if it is there.
@@ -34,6 +35,7 @@ class Action(StrEnum):
     ABANDON = "abandon"
     ASK = "ask"  # the host, which settles its own attempts from its journal
     RELEASE = "release"
+    FREE = "free"  # its share of a shared link: nobody may be sending on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,19 @@ def _examine(record: MigrationRecord, fleet: Fleet, now: float) -> Iterator[Find
     else:
         for side in Side:
             yield from _live_side(record, side, fleet, now)
+        yield from _silent_share(record, now)
+
+
+def _silent_share(record: MigrationRecord, now: float) -> Iterator[Finding]:
+    """What a move of two dead hosts keeps of the links that others need; see ledger/free_links.lua."""
+    if not record.crosses or record.granted is None or record.source.outcome or record.destination.outcome:
+        return
+    heard = max(record.side(side).lease or record.granted for side in Side)
+    if now - heard > SILENCE:
+        ends = f"{record.source.host} and {record.destination.host}"
+        links = ", ".join(sorted(record.crosses))
+        reason = f"nobody has spoken for it on {ends} in {now - heard:.0f} s; its share of {links} was still counted"
+        yield Finding(record.migration, record.guest, Action.FREE, reason)
 
 
 def _live_side(record: MigrationRecord, side: Side, fleet: Fleet, now: float) -> Iterator[Finding]:
@@ -157,6 +172,8 @@ def _act(finding: Finding, ledger: Ledger, bell: Bell) -> None:
             bell.reconcile(finding.host)
         case Action.RELEASE:
             ledger.release(finding.migration)
+        case Action.FREE:
+            ledger.free_links(finding.migration, SILENCE)
 
 
 def _worker_alive(host: str, side: Side, fleet: Fleet) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import lru_cache
+from statistics import fmean
 from typing import Any
 
 from tasks.planning.cluster import BANDWIDTH
@@ -68,6 +69,8 @@ class MigrationRecord:
     #: When it was let onto the links, and what it was given of them, in bytes/s; until then it only prepares.
     granted: float | None = None
     rate: int | None = None
+    #: The shared links that this counts on, by their names.
+    crosses: frozenset[str] = frozenset()
     #: When its doorbells were rung last.
     rung: float | None = None
     finished: float | None = None
@@ -154,6 +157,8 @@ class HostRecord:
     ahead: int = 0
     #: Bytes/s that a stream from it or to it reached lately; 0: not known.
     measured: int = 0
+    #: Seconds for which its last moves were on the links beside what they sent; 0: not known.
+    overhead: float = 0.0
     #: Names of the processor models that its QEMU knows; empty: not known.
     cpu_models: frozenset[str] = frozenset()
     #: What its workers speak with other hosts (workers/wire.py).
@@ -183,6 +188,7 @@ class HostRecord:
             "cpus": self.cpus,
             "bandwidth_bytes_per_second": self.bandwidth,
             "measured_bytes_per_second": self.measured or None,
+            "measured_overhead_seconds": self.overhead or None,
             "uplink": self.uplink or None,
             "labels": sorted(self.labels),
             "cpu_models": sorted(self.cpu_models),
@@ -326,6 +332,7 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         priority=int(fields.get(b"priority") or Priority.USER),
         granted=_moment(fields, "granted"),
         rate=int(fields[b"rate"]) if b"rate" in fields else None,
+        crosses=_crossed(fields),
         rung=_moment(fields, "rung"),
         finished=_moment(fields, "finished"),
         waiting=_text(fields, "waiting") or None,
@@ -335,6 +342,12 @@ def read_migration(migration: str, fields: Fields) -> MigrationRecord:
         message=_text(fields, "message") or None,
         job=_text(fields, "job") or None,
     )
+
+
+def _crossed(fields: Fields) -> frozenset[str]:
+    """Names of link:L:WAY; none once its share of them was given back."""
+    keys = [] if b"off_links" in fields else json.loads(fields.get(b"crosses", b"[]"))
+    return frozenset(key.removeprefix("link:").rpartition(":")[0] for key in keys)
 
 
 def _read_side(side: Side, fields: Fields) -> SideRecord:
@@ -358,7 +371,8 @@ def read_host(
     busy: Mapping[Side, int],
     admitted: Mapping[Side, int],
 ) -> HostRecord:
-    """The host in a hash as tasks/host.py offers it, `measured` (bytes/s) beside it where that is known."""
+    """The host in a hash as tasks/host.py offers it, `measured` (bytes/s) and `overheads` (JSON, ms) beside it
+    where they are known."""
     memlock = _text(fields, "memlock")
     return HostRecord(
         host=host,
@@ -376,6 +390,7 @@ def read_host(
         admitted=admitted,
         ahead=int(fields.get(b"ahead", 0)),
         measured=int(fields.get(b"measured", 0)),
+        overhead=_typical(json.loads(fields.get(b"overheads", b"[]"))) / 1000,
         alive=frozenset(side for side in Side if (_moment(fields, f"lease:{side}") or 0) >= now),
         cpus=float(fields.get(b"cpus", 0)),
         bandwidth=int(fields.get(b"bandwidth", BANDWIDTH)),
@@ -404,6 +419,12 @@ def read_guest(guest: str, fields: Fields) -> GuestRecord:
         rules.get("cpu_model", ""),
         _moment(fields, "seen"),
     )
+
+
+def _typical(values: list[float]) -> float:
+    """The mean without the extremes; 0 of none. Moves that had prepared and those that had not take times far apart, of
+    which a median would tell only one; and one that waited for Redis would spoil a mean."""
+    return fmean(sorted(values)[1:-1] if len(values) > 2 else values) if values else 0.0
 
 
 @lru_cache(maxsize=64)

@@ -32,12 +32,13 @@ log = logging.getLogger("droveway.jobs")
 #: Seconds between two steps of one job, at least; and so many times what the last one took, so that planning for a
 #: large fleet does not keep Redis busy.
 BETWEEN_STEPS, _TIMES_A_STEP = 1.0, 4.0
-#: Seconds after which a host that nobody speaks for is not waited for by jobs any more: a reboot takes less.
+#: Seconds after which a host that nobody speaks for is not waited for any more, neither by jobs nor for what is counted
+#: on shared links: a reboot takes less.
 SILENCE = 600.0
 #: Seconds for which nobody else takes a step while a solver looks for places: all would look for the same ones.
 _SOLVING = 60.0
 #: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
-_LASTING = frozenset({"capability", "memory-lock", "version"})
+_LASTING = frozenset({"capability", "memory-lock"})
 
 
 def take_steps(ledger: Ledger, bell: Bell) -> bool:

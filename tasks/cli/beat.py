@@ -27,6 +27,11 @@ def command(context: click.Context) -> int:
       cron = "*/10 * * * *"                  # when it looks
       windows = ["22:00-05:00"]              # when it may move guests; left out: always
       timezone = "Europe/Berlin"
+      hold = 3                               # how many looks in a row must find it so before it acts
+
+    `hold` counts looks, not minutes, and is 3 unless you say otherwise: a policy that looks once a night moves guests
+    on the third night in a row above its threshold. hold = 1 acts at the first look; or let cron look more often, also
+    outside of the windows: such a look counts as well.
     """
     settings = invocation_of(context).settings
     if not settings.rebalance:

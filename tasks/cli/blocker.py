@@ -21,7 +21,7 @@ def command() -> None:
     """Keep a guest or a host out of every migration, for a reason that others can read, until it expires.
 
     A pinned guest stays where it is. A pinned host keeps its guests and takes none (`droveway cordon` only keeps new
-    ones away). What is queued already ends as failed, `pinned`; what is moving goes on to its end.
+    ones away). What is queued already, or only prepares, ends as failed, `pinned`; what is moving goes on to its end.
 
     What hosts themselves find to be in a guest's way, `droveway check` says.
     """

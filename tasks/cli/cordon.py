@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Let no guest come to HOST; those that are there stay, and may leave.
 
-    What is queued to come ends as failed, `cordoned`; what is moving there goes on to its end.
+    What is queued to come, or only prepares, ends as failed, `cordoned`; what is moving there goes on to its end.
 
     \b
     Examples:

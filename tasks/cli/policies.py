@@ -19,6 +19,9 @@ from tasks.cli.rendering import tables
 def command(context: click.Context, as_json: bool) -> None:
     """Show each policy of the settings file: when it is due, whether it may act now, what its last look came to.
 
+    TICKS ABOVE counts the looks in a row above the threshold, of the `hold` (3 unless the file says otherwise) after
+    which it acts: a policy that looks once a night acts on the third. `hold` in its table changes that.
+
     \b
     Examples:
       droveway policies

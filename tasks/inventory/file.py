@@ -57,6 +57,7 @@ def _yes(text: str) -> bool:
 
 _SIZE, _RATE, _COUNT = (_Kind(unit.whole, unit.format) for unit in (BYTES, BYTES_PER_SECOND, COUNT))
 _CORES = _Kind(_positive, repr)
+_SECONDS = _Kind(_positive, repr)
 _MOMENT = _Kind(_positive, repr)
 _TEXT = _Kind(str, str)
 _LIST = _Kind(_words, lambda words: ",".join(sorted(words)))
@@ -68,11 +69,13 @@ _HOST: Mapping[str, tuple[str, _Kind]] = {
     "cpus": ("cpus", _CORES),
     "bandwidth": ("bandwidth", _RATE),
     "stream": ("stream", _RATE),
+    "overhead": ("overhead", _SECONDS),
     "outbound": ("outbound", _COUNT),
     "inbound": ("inbound", _COUNT),
     "uplink": ("uplink", _TEXT),
     "labels": ("labels", _LIST),
     "transports": ("transports", _LIST),
+    "wire": ("wire", _COUNT),
     "cpu-models": ("cpu_models", _LIST),
     "cordoned": ("cordoned", _TEXT),
     "stale": ("stale", _SWITCH),

@@ -192,6 +192,15 @@ local function waits(migration, record)
   return false
 end
 
+-- One that prepares ends as what waits does. Nothing of its guest was sent, but its movers are at work: they are told like
+-- those of one that is cancelled, and only the source's knows how it ends.
+local function take_back(migration, record, rule, why)
+  if not (record['claim:source'] or record.restored) then return finalise(migration, record, 'failed', rule, why) end
+  redis.call('HSET', record_key(migration), 'cancel', now, 'state', 'cancelling', 'kept', rule, 'kept_why', why)
+  redis.call('HDEL', record_key(migration), 'waiting')
+  event(migration, 'cancelling')
+end
+
 -- Everything that could take something: priority → { of those that prepare: source → by age {migration, record}; of those
 -- that wait: the same }.
 local queues, priorities = {}, {}
@@ -240,7 +249,8 @@ for _, migration in ipairs(redis.call('ZRANGE', PREPARED, 0, -1)) do
   if not record or ENDED[record.state] or record.granted then
     redis.call('ZREM', PREPARED, migration)
   elseif not (record.cancel or record['outcome:source'] or record['outcome:destination']) then
-    enqueue(migration, record, grant)
+    local rule, why = kept(record)
+    if rule then take_back(migration, record, rule, why) else enqueue(migration, record, grant) end
   end
 end
 for _, migration in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do

@@ -1,6 +1,7 @@
 -- How one side ended. The record ends when the guest's fate is known: completed as soon as either side knows that the
 -- destination took it, failed or cancelled when the source, which then still has it, says so, or when the destination
--- gives up before any source began. What was written stays.
+-- gives up before any source began. One that was taken back for what an operator said ends as failed, for that reason.
+-- What was written stays.
 --
 --   ARGV  retention, M, side, nonce, epoch, outcome (completed | failed | cancelled), reason, message, progress (JSON)
 --
@@ -29,6 +30,21 @@ if side == 'source' and outcome == 'completed' and bulk and (bulk.sent or 0) >= 
     redis.call('HSET', MEASURED, record[end_], string.format('%.0f', before and (tonumber(before) + reached) / 2 or reached))
   end
 end
+-- How long it was on the links beside what it sent: the start of its movers unless it had prepared, pairing, the words at
+-- its end. When one that was written back was let on, nobody knows.
+if side == 'source' and outcome == 'completed' and bulk and record.granted and not record.restored then
+  local took = tonumber(record.finished or now) - tonumber(record.granted)
+  for _, round in ipairs(progress.rounds) do
+    if round.kind ~= 'final' then took = took - 1000 * (round.seconds or 0) end
+  end
+  took = math.max(0, took - 1000 * (progress.seconds and progress.seconds.downtime or 0))
+  for _, end_ in ipairs(SIDES) do
+    local kept = cjson.decode(redis.call('HGET', OVERHEADS, record[end_]) or '[]')
+    table.insert(kept, math.floor(took))
+    if #kept > 9 then table.remove(kept, 1) end
+    redis.call('HSET', OVERHEADS, record[end_], cjson.encode(kept))
+  end
+end
 release(migration, record, side)
 -- Whatever the other side is at, nothing is sent any more: a source that lost its power may not say so for days.
 leave_links(migration, record)
@@ -37,7 +53,11 @@ if ENDED[record.state] then
   event(migration, 'outcome')
   if (outcome == 'completed') ~= (record.state == 'completed') then return 'CONFLICT' end
 elseif outcome == 'completed' or side == 'source' or not (record['claim:source'] or record.restored) then
-  finalise(migration, record, outcome, ARGV[7], ARGV[8])
+  if outcome == 'cancelled' and record.kept then
+    finalise(migration, record, 'failed', record.kept, record.kept_why)
+  else
+    finalise(migration, record, outcome, ARGV[7], ARGV[8])
+  end
 else
   event(migration, 'outcome')
 end

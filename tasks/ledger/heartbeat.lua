@@ -57,6 +57,12 @@ local function hold(attempt)
     -- Unless the other side has ended: nothing is sent any more.
     if not (record['outcome:source'] or record['outcome:destination']) then
       redis.call('SADD', streams_key(host, attempt.side), attempt.migration)
+      if record.off_links then
+        for _, link in ipairs(cjson.decode(record.crosses)) do
+          redis.call('HSET', prefix .. link, attempt.migration, record.rate)
+        end
+        redis.call('HDEL', key, 'off_links')
+      end
     end
     redis.call('ZREM', PREPARED, attempt.migration)
     if not record.granted then redis.call('HSET', key, 'granted', now) end

@@ -157,6 +157,13 @@ class Ledger:
         """Take back what an ended migration holds for sides that nobody renews."""
         return [Side(_decoded(side)) for side in self._run("release", migration)]
 
+    def free_links(self, migration: str, silence: float) -> Answer:
+        """Give back its share of shared links when nobody has spoken for either side in `silence` seconds.
+
+        OK | EARLY | GONE (nothing is counted).
+        """
+        return Answer(_decoded(self._run("free_links", migration, round(silence * 1000))))
+
     # --- hosts --------------------------------------------------------------------------------------------------------
 
     def heartbeat(
@@ -414,7 +421,8 @@ class Ledger:
                 pipe.hgetall(keys.guest(guest))
             pipe.hgetall(keys.blockers())
             pipe.hgetall(keys.measured())
-            *said, measured = pipe.execute()
+            pipe.hgetall(keys.overheads())
+            *said, measured, overheads = pipe.execute()
         answers, read = iter(said), {}
         for host in hosts:
             fields, resident, reserved = next(answers), next(answers), next(answers)
@@ -422,6 +430,7 @@ class Ledger:
             busy, admitted = ({side: taken[side][each] for side in Side} for each in (0, 1))
             if fields:
                 fields[b"measured"] = measured.get(host.encode(), b"0")
+                fields[b"overheads"] = overheads.get(host.encode(), b"[]")
                 held = sum(map(int, resident)), sum(map(int, reserved))
                 read[host] = read_host(host, fields, now, *held, busy, admitted)
         there = {guest: read_guest(guest, fields) for guest in guests if (fields := next(answers))}

@@ -20,6 +20,7 @@
 --   prepared                zset    M admitted and not let onto the links yet, by creation time
 --   served                  hash    H → its mark in bytes, by which sources share; '': where the latest one stood
 --   measured                hash    H → bytes/s that a stream from it or to it reached lately
+--   overheads               hash    H → JSON: of its last nine moves, ms on the links beside what was sent
 --   looked                  string  while it is there, somebody has just looked whether anything can be admitted
 --   looked:over             string  while it is there, somebody has just looked the whole record over
 --   reserved:H              hash    M → bytes
@@ -39,7 +40,8 @@
 --
 -- migration:M has: guest, source, destination, memory, capabilities, parameters, priority, created, expires, job (that asked
 -- for it), state, epoch, admitted, granted (ms: let onto the links), rate (bytes/s that it was given there), crosses (JSON:
--- the link:L:WAY), rung, restored, waiting (why it waits), cancel (ms), finished, reason, message; and for each side: claim:SIDE (a
+-- the link:L:WAY), off_links (ms: its share of these was given back, both its hosts being silent), rung, restored, waiting (why it waits), cancel (ms), kept, kept_why (taken back while
+-- it prepared: the rule and the sentence that it ends with), finished, reason, message; and for each side: claim:SIDE (a
 -- nonce), claimed:SIDE, lease:SIDE, progress:SIDE (JSON), outcome:SIDE; offers as in workers/pairing/publish.lua.
 local prefix = KEYS[1]
 local retention = tonumber(ARGV[1])
@@ -60,7 +62,7 @@ local function streams_key(host, side) return prefix .. 'streams:' .. host .. ':
 local function reserved_key(host) return prefix .. 'reserved:' .. host end
 local HOSTS, GUESTS, OPEN = prefix .. 'hosts', prefix .. 'guests', prefix .. 'open'
 local MIGRATIONS, WAITING, PREPARED = prefix .. 'migrations', prefix .. 'waiting', prefix .. 'prepared'
-local BLOCKERS, MEASURED = prefix .. 'blockers', prefix .. 'measured'
+local BLOCKERS, MEASURED, OVERHEADS = prefix .. 'blockers', prefix .. 'measured', prefix .. 'overheads'
 local JOBS, OPEN_JOBS = prefix .. 'jobs', prefix .. 'jobs:open'
 local ENDED_JOB = { completed = true, partial = true, failed = true, cancelled = true }
 

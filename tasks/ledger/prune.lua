@@ -11,6 +11,7 @@ for _, host in ipairs(redis.call('SMEMBERS', HOSTS)) do
   if held == 0 then
     redis.call('SREM', HOSTS, host)
     redis.call('HDEL', MEASURED, host)
+    redis.call('HDEL', OVERHEADS, host)
   end
 end
 for _, subject in ipairs(redis.call('HKEYS', BLOCKERS)) do

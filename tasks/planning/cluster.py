@@ -32,6 +32,8 @@ class Host:
     labels: frozenset[str] = frozenset()
     #: What can carry memory to it and from it, by its kinds' names; empty: not known, and then nothing is refused.
     transports: frozenset[str] = frozenset()
+    #: The number of what it says to other hosts (workers/wire.py); 0: not known, and then nothing is refused for it.
+    wire: int = 0
     #: What its QEMU can give a guest; empty: not known, and then nothing is refused for it.
     cpu_models: frozenset[str] = frozenset()
     #: Why nothing may be moved to it; None: it takes guests.
@@ -40,6 +42,9 @@ class Host:
     stale: bool = False
     #: Bytes/s that one stream from it or to it reached lately, as measured; 0: not known, so its link's.
     stream: int = 0
+    #: Seconds for which a move from it or to it is on the links beside what it sends (movers that start, pairing), as
+    #: measured lately; 0: not known, and then none.
+    overhead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

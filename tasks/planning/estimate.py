@@ -20,7 +20,8 @@ _FIXED_SECONDS = 0.015
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one move. `seconds` is from the first byte to the guest running again, the `downtime` at its end included."""
+    """Of one move. `seconds` is for as long as it is on the links, what it takes to begin and the `downtime` at its end
+    included."""
 
     seconds: float
     downtime: float
@@ -50,17 +51,26 @@ def path_bandwidth(cluster: Cluster, source: str, destination: str) -> int:
     return max(1, min(links + [cluster.uplinks[name] for name in crossed(cluster, source, destination)]))
 
 
+def path_overhead(cluster: Cluster, source: str, destination: str) -> float:
+    """Seconds that a move between these hosts is on the links beside what it sends: the slower host's."""
+    return max(cluster.hosts[source].overhead, cluster.hosts[destination].overhead)
+
+
 def estimate(
-    guest: Guest, bandwidth: int, downtime_limit: float = DOWNTIME_LIMIT, max_rounds: int = MAX_ROUNDS
+    guest: Guest,
+    bandwidth: int,
+    downtime_limit: float = DOWNTIME_LIMIT,
+    max_rounds: int = MAX_ROUNDS,
+    overhead: float = 0.0,
 ) -> Estimate:
-    """What moving `guest` over a path of `bandwidth` bytes/s takes. `downtime_limit` in seconds."""
+    """What moving `guest` over a path of `bandwidth` bytes/s takes. `downtime_limit` and `overhead` in seconds."""
     sent, rounds = guest.memory, 1
     left = _written(guest, guest.memory / bandwidth)
     while left > bandwidth * downtime_limit and rounds < max_rounds:
         sent, rounds = sent + left, rounds + 1
         left = _written(guest, left / bandwidth)
     downtime = left / bandwidth + _FIXED_SECONDS
-    seconds = sent / bandwidth + downtime
+    seconds = overhead + sent / bandwidth + downtime
     reason = _why_not(guest, bandwidth, left, rounds) if left > bandwidth * downtime_limit else ""
     return Estimate(seconds, downtime, sent + left, rounds, not reason, reason)
 

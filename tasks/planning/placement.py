@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.planning.cluster import Cluster, Guest
-from tasks.planning.rules import RULES, Refusal, held, shared_transport
+from tasks.planning.rules import RULES, Refusal, held, shared_transport, speak
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -45,7 +45,8 @@ class Placement:
         self.uplink: Ints = np.array([uplink_row.get(host.uplink, NOWHERE) for host in there], dtype=np.int64)
         self._place([cluster.guests[name] for name in sorted(cluster.guests)])
         self._transport: dict[frozenset[str], Bools] = {}
-        self._alike = len({host.transports for host in there}) <= 1
+        self._wire: dict[int, Bools] = {}
+        self._alike = len({(host.transports, host.wire) for host in there}) <= 1
         self._cpu_model: dict[str, Bools] = {}
         self._labels: dict[frozenset[str], Bools] = {}
 
@@ -143,7 +144,17 @@ class Placement:
         return found
 
     def reachable(self, source: str) -> Bools:
-        """Hosts to which some transport carries memory from `source`, as far as transports are known."""
+        """Hosts that understand `source`, and to which some transport carries memory, as far as either is known."""
+        return self._speaking(source) & self._carried(source)
+
+    def _speaking(self, source: str) -> Bools:
+        wire = self.cluster.hosts[source].wire
+        if wire not in self._wire:
+            able = [speak(wire, self.cluster.hosts[name].wire) for name in self.hosts]
+            self._wire[wire] = np.array(able, dtype=np.bool_)
+        return self._wire[wire]
+
+    def _carried(self, source: str) -> Bools:
         kinds = self.cluster.hosts[source].transports
         if kinds not in self._transport:
             able = [shared_transport(kinds, self.cluster.hosts[name].transports) for name in self.hosts]
@@ -210,10 +221,12 @@ class Placement:
     def _passed(self, one: Guest) -> Mapping[str, Bools]:
         free = np.ones(len(self.hosts), dtype=np.bool_)
         free[self._taken(one)] = False
+        source = self.hosts[self.at[self.guest_row[one.name]]]
         return {
             "stale": ~self.stale,
             "cordoned": ~self.cordoned,
-            "transport": self.reachable(self.hosts[self.at[self.guest_row[one.name]]]),
+            "version": self._speaking(source),
+            "transport": self._carried(source),
             "cpu-model": self._with_cpu_model(one.cpu_model),
             "labels": self._with_labels(one.needs),
             "anti-affinity": free,

@@ -61,6 +61,17 @@ def _cordoned(cluster: Cluster, _guest: str, host: str) -> str | None:
     return None if reason is None else f"{host} is cordoned: {reason or 'no reason is given'}"
 
 
+def _version(cluster: Cluster, guest: str, host: str) -> str | None:
+    source, destination = cluster.hosts[cluster.guests[guest].host], cluster.hosts[host]
+    if speak(source.wire, destination.wire):
+        return None
+    older = min(source, destination, key=lambda each: each.wire)
+    return (
+        f"{source.name} speaks wire version {source.wire}, {host} {destination.wire}: hosts must be at most one apart;"
+        f" upgrade {older.name} first"
+    )
+
+
 def _transport(cluster: Cluster, guest: str, host: str) -> str | None:
     source, destination = cluster.hosts[cluster.guests[guest].host], cluster.hosts[host]
     if shared_transport(source.transports, destination.transports):
@@ -106,6 +117,7 @@ RULES: dict[str, Rule] = {
     "moving": _moving,
     "stale": _stale,
     "cordoned": _cordoned,
+    "version": _version,
     "transport": _transport,
     "cpu-model": _cpu_model,
     "labels": _labels,
@@ -134,6 +146,14 @@ def memory_left(cluster: Cluster, host: str) -> int:
     """
     taken = sum(cluster.guests[name].memory for name in _counted(cluster, host))
     return cluster.hosts[host].memory - taken
+
+
+def speak(source: int, destination: int) -> bool:
+    """Whether hosts of these wire versions understand each other, or that is not known of one of them.
+
+    As workers.wire.spoken has it, which refuses the move itself: a move that is planned should not come to that.
+    """
+    return not source or not destination or abs(source - destination) <= 1
 
 
 def shared_transport(source: frozenset[str], destination: frozenset[str]) -> bool:

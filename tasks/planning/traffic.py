@@ -25,6 +25,7 @@ class Traffic:
         self._placement, self._downtime_limit = placement, downtime_limit
         self._bandwidth: Ints = np.array([max(1, cluster.hosts[name].bandwidth) for name in placement.hosts])
         self._stream: Ints = np.array([max(1, stream_bandwidth(cluster.hosts[name])) for name in placement.hosts])
+        self._overhead: Floats = np.array([cluster.hosts[name].overhead for name in placement.hosts])
         self._inbound_slots: Floats = np.array([max(1.0, cluster.hosts[name].inbound) for name in placement.hosts])
         told = [max(1, cluster.uplinks.get(name, _UNBOUND)) for name in placement.uplinks]
         self._uplinks: Ints = np.array([*told, _UNBOUND])
@@ -39,7 +40,7 @@ class Traffic:
         work: dict[int, float] = defaultdict(float)
         for guest in guests:
             source = self._source(guest)
-            work[source] += self._seconds(guest, int(self._stream[source]))
+            work[source] += self._seconds(guest, int(self._stream[source])) + self._overhead[source]
         self.target = max(work.values(), default=0.0)
 
     def ends(self, guest: str) -> Floats:
@@ -77,6 +78,7 @@ class Traffic:
             self._rates[source] = self._rates_from(source)
         rates, distinct, which = self._rates[source]
         seconds = np.array([self._seconds(guest, int(rate)) for rate in distinct])[which]
+        seconds += np.maximum(self._overhead, self._overhead[source])
         return seconds, rates, uplink != uplink[source]
 
     def _rates_from(self, source: int) -> tuple[Ints, Ints, Ints]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 from tasks.planning.cluster import Cluster
-from tasks.planning.estimate import DOWNTIME_LIMIT, Estimate, crossed, estimate, path_bandwidth
+from tasks.planning.estimate import DOWNTIME_LIMIT, Estimate, crossed, estimate, path_bandwidth, path_overhead
 from tasks.planning.moves import Move
 
 
@@ -146,7 +146,9 @@ class _Clock:
         for uplink in crossed(cluster, move.source, move.destination):
             direction = "up" if uplink == ends[0].uplink else "down"
             links.append(self._link(direction, uplink, cluster.uplinks[uplink], float("inf")))
-        return _Job(number, move, guest.memory, rate, estimate(guest, rate, downtime_limit), tuple(links))
+        overhead = path_overhead(cluster, move.source, move.destination)
+        took = estimate(guest, rate, downtime_limit, overhead=overhead)
+        return _Job(number, move, guest.memory, rate, took, tuple(links))
 
     def _link(self, direction: str, name: str, bandwidth: int, slots: float) -> _Link:
         return self.links.setdefault((direction, name), _Link(max(1, bandwidth), max(1, slots)))

@@ -24,7 +24,7 @@ from tasks.messages import MigrateRequest, new_migration_id
 from tasks.one_machine.fleet import LocalFleet
 from tasks.one_machine.host import LocalHost
 from tasks.reconcile import reconcile
-from tasks.records import MigrationRecord
+from tasks.records import Kept, MigrationRecord
 from tasks.requests import admit, cancel, submit
 from tests.redis_server import RedisServer
 from tests.until import until as wait_until
@@ -145,6 +145,17 @@ class HarmedFleet:
         """As `droveway cancel` does."""
         with self.ledger() as ledger:
             cancel(ledger, bell_for(self.fleet.settings), migration)
+
+    def keep(self, kept: Kept, name: str, reason: str) -> None:
+        """As `droveway blocker add` and `cordon` do."""
+        with self.ledger() as ledger:
+            ledger.pin(kept, name, reason, None)
+
+    def let_all_move(self) -> None:
+        """Nothing is kept where it is any more."""
+        with self.ledger() as ledger:
+            for kept, name in ledger.fleet().pins:
+                ledger.unpin(kept, name)
 
     def held(self, side: Side, migration: str) -> tuple[Attempt, int]:
         """The mover of that side, once it has stopped itself; its attempt and process id."""

@@ -8,12 +8,14 @@ import signal
 import pytest
 
 from tasks.app import bell_for
-from tasks.records import MigrationRecord
+from tasks.records import Kept, MigrationRecord
 from tests.faults.harmed_fleet import HarmedFleet, asked_to_end, let_go_on, until
 from workers.guests.contract import RunState
 from workers.pairing.contract import Side
 
 pytestmark = pytest.mark.faults
+
+CORDONED = "beta takes no guests: a new board."
 
 
 def test_both_ways_at_once_with_one_slot_each_do_not_wait_for_each_other(fleet: HarmedFleet) -> None:
@@ -64,7 +66,7 @@ def waits_for_the_links(fleet: HarmedFleet, migration: str) -> MigrationRecord:
     return until("a source that is prepared", look)
 
 
-@pytest.mark.parametrize("harm", ["cancel", "workers", "source mover", "destination mover"])
+@pytest.mark.parametrize("harm", ["cancel", "pin", "cordon", "workers", "source mover", "destination mover"])
 def test_what_befalls_one_that_only_prepares_leaves_its_guest_and_the_link_alone(fleet: HarmedFleet, harm: str) -> None:
     first, leading = fleet.begin(point="source.sending")
     _, pid = fleet.held(Side.SOURCE, leading)
@@ -72,6 +74,10 @@ def test_what_befalls_one_that_only_prepares_leaves_its_guest_and_the_link_alone
     waits_for_the_links(fleet, following)
     if harm == "cancel":
         fleet.cancel(following)
+    elif harm == "pin":
+        fleet.keep(Kept.GUEST, second, "a licence")
+    elif harm == "cordon":
+        fleet.keep(Kept.CORDON, "beta", "a new board")
     elif harm == "workers":
         for host in (fleet.alpha, fleet.beta):
             host.kill()
@@ -82,6 +88,9 @@ def test_what_befalls_one_that_only_prepares_leaves_its_guest_and_the_link_alone
         ended = fleet.settled(following)
         assert ended.state == ("cancelled" if harm == "cancel" else "failed")
         assert ended.granted is None
+        said = {"pin": ("pinned", f"guest {second} is pinned: a licence."), "cordon": ("cordoned", CORDONED)}
+        assert harm not in said or (ended.reason, ended.message) == said[harm]
+        fleet.let_all_move()
         fleet.assert_runs_once(second, "alpha")
     let_go_on(pid)
     assert fleet.settled(leading).state == "completed"

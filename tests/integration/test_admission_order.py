@@ -10,9 +10,12 @@ import pytest
 from pydantic import SecretStr
 
 from config.settings import RedisSettings, Settings, WorkerSettings
+from tasks.bell import MessageBell
 from tasks.ledger.ledger import Answer, Ledger
-from tasks.records import LocalGuest, Priority, Submission
+from tasks.reconcile import Action, examine, reconcile
+from tasks.records import Kept, LocalGuest, Priority, Submission
 from tasks.requests import snapshot
+from tasks.steps import SILENCE
 from tests.integration.console import GIB, OFFERED
 from tests.redis_server import RedisServer
 from workers.attempt import Job, Status
@@ -20,6 +23,7 @@ from workers.pairing.contract import Side
 
 SOURCES = ("alpha", "beta", "gamma")
 GUESTS = 6
+FREE = Action.FREE
 ROOM = {"memory": str(64 * GIB)}
 
 
@@ -193,6 +197,53 @@ def test_a_shared_link_is_free_once_the_destination_has_given_up_though_its_sour
     assert snapshot(ledger, later).granted is not None
 
 
+def test_a_shared_link_is_free_again_when_both_hosts_of_a_move_have_been_silent_for_long(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    """Nobody can say what became of the guest; the others of the rack are to leave all the same."""
+    for source in ("alpha", "beta"):
+        beat(ledger, source, bandwidth="1000", uplink="rack-1", uplink_bandwidth="1000")
+    lost, later = ask(ledger, "alpha", 0), ask(ledger, "beta", 0, to="other")
+    ledger.admit()
+    record = snapshot(ledger, lost)
+    assert (record.crosses, record.epoch) == ({"rack-1"}, 1)
+    ends = (("alpha", "target"), ("target", "alpha"))
+    jobs = [Job(lost, record.guest, 1, side, "n", *each, GIB, {}, {}, granted=True)
+            for side, each in zip(Side, ends, strict=True)]  # fmt: skip
+    for job in jobs:
+        ledger.claim(job.ticket)
+    long_ago = round((ledger.now() - SILENCE - 1) * 1000)
+    with redis_server.client() as client:
+        client.hset(f"order:migration:{lost}", "lease:source", long_ago)
+        assert FREE not in [each.action for each in examine(ledger.open(), ledger.fleet(), ledger.now())]
+        for moment in (1000, -1000 * (SILENCE - 60)):
+            client.hset(f"order:migration:{lost}", "lease:destination", round(1000 * ledger.now() + moment))
+            assert ledger.free_links(lost, SILENCE) is Answer.EARLY
+        client.hset(f"order:migration:{lost}", "lease:destination", long_ago)
+    found = [
+        each for each in reconcile(ledger, MessageBell(lambda message, queue: None)).findings if each.action is FREE
+    ]
+    assert [each.migration for each in found] == [lost]
+    assert "alpha and target" in found[0].reason
+    assert "its share of rack-1" in found[0].reason
+    assert snapshot(ledger, later).granted is not None
+    before = snapshot(ledger, lost)
+    assert (before.state, before.crosses, before.ended) == ("setup", frozenset(), False)
+    assert ledger.fleet().guests["alpha-0"].active == lost, "only the journals say where it is"
+    assert ledger.fleet().hosts["target"].reserved == GIB
+    assert ledger.free_links(lost, SILENCE) is Answer.GONE
+    assert FREE not in [each.action for each in examine(ledger.open(), ledger.fleet(), ledger.now())]
+
+    end(ledger, later)
+    ledger.heartbeat("alpha", Side.SOURCE, OFFERED | ROOM | {"bandwidth": "1000"}, [jobs[0]], [])
+    assert snapshot(ledger, lost).crosses == {"rack-1"}, "its mover did go on: that is counted again"
+    with redis_server.client() as client:
+        assert client.hgetall("order:link:rack-1:up") == {lost.encode(): b"1000"}
+    ledger.finish(jobs[0].ticket, Status(outcome="failed", reason="peer-lost"))
+    with redis_server.client() as client:
+        assert client.exists("order:link:rack-1:up") == 0
+
+
 def test_what_has_prepared_on_a_host_that_is_silent_now_keeps_the_link_from_nobody(
     ledger: Ledger, redis_server: RedisServer
 ) -> None:
@@ -244,6 +295,68 @@ def test_what_was_cancelled_while_it_prepared_is_never_let_on_and_leaves_nothing
     ledger.finish(job.ticket, Status(outcome="cancelled", reason="cancelled"))
     assert prepared(ledger) == []
     assert ledger.fleet().hosts["alpha"].admitted[Side.SOURCE] == 0
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+@pytest.mark.parametrize(
+    ("kept", "name", "said"),
+    [
+        (Kept.GUEST, "alpha-1", ("pinned", "guest alpha-1 is pinned: tests.")),
+        (Kept.HOST, "target", ("pinned", "host target is pinned: tests.")),
+        (Kept.CORDON, "target", ("cordoned", "target takes no guests: tests.")),
+    ],
+)
+def test_what_prepares_ends_as_what_waits_does_when_an_operator_keeps_it_where_it_is(
+    ledger: Ledger, kept: Kept, name: str, said: tuple[str, str], claimed: bool
+) -> None:
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    first, second, third = (ask(ledger, "alpha", number) for number in range(3))
+    ledger.admit()
+    jobs = [Job(second, "alpha-1", 1, side, "n", *ends, GIB, {}, {}) for side, ends in
+            zip(Side, (("alpha", "target"), ("target", "alpha")), strict=True)]  # fmt: skip
+    for job in jobs if claimed else ():
+        ledger.claim(job.ticket)
+    ledger.pin(kept, name, "tests", None)
+    ledger.admit()
+    if claimed:
+        assert snapshot(ledger, second).state == "cancelling"
+        assert [ledger.renew(job.ticket)[0] for job in jobs] == [Answer.CANCEL, Answer.OK], "the source's mover decides"
+        ledger.admit()  # and once more
+        ledger.finish(jobs[0].ticket, Status(outcome="cancelled", reason="cancelled", message="It was cancelled."))
+        ledger.finish(jobs[1].ticket, Status(outcome="cancelled", reason="cancelled", message="It was cancelled."))
+    ended = snapshot(ledger, second)
+    assert (ended.state, ended.reason, ended.message, ended.settled) == ("failed", *said, True)
+    assert sending(ledger) == [first], "what moves goes on to its end"
+    assert (snapshot(ledger, third).state == "failed") == (name == "target")
+    assert ledger.fleet().guests["alpha-1"].active is None
+    assert ledger.unpin(kept, name) is Answer.OK
+    again = Submission("m-again", "alpha-1", "alpha", "target", GIB, {}, {})
+    assert ledger.submit(again)[0] is Answer.OK
+
+
+def test_hosts_that_are_left_may_be_cordoned_and_what_has_prepared_there_is_let_on(ledger: Ledger) -> None:
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    first, second = (ask(ledger, "alpha", number) for number in range(2))
+    ledger.admit()
+    ledger.pin(Kept.CORDON, "alpha", "it is emptied", None)
+    end(ledger, first)
+    assert sending(ledger) == [second]
+
+
+def test_one_that_was_taken_back_too_late_is_completed(ledger: Ledger) -> None:
+    """Its source's mover was let onto the links before Redis lost its last seconds."""
+    for host in ("alpha", "target"):
+        beat(ledger, host, ahead="1")
+    _, second = (ask(ledger, "alpha", number) for number in range(2))
+    ledger.admit()
+    job = Job(second, "alpha-1", 1, Side.SOURCE, "n", "alpha", "target", GIB, {}, {})
+    ledger.claim(job.ticket)
+    ledger.pin(Kept.GUEST, "alpha-1", "tests", None)
+    ledger.admit()
+    ledger.finish(job.ticket, Status(outcome="completed"))
+    assert (snapshot(ledger, second).state, ledger.fleet().guests["alpha-1"].host) == ("completed", "target")
 
 
 def test_what_is_asked_for_within_one_millisecond_keeps_its_order(ledger: Ledger) -> None:

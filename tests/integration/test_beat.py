@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -85,6 +86,18 @@ def test_without_policies_or_without_redis_it_says_so(console: Console, tmp_path
         assert (code, "write a table [rebalance.NAME]" in err) == (4, True)
     code, _, err = console("beat", "--config", str(file), "--redis", f"unix://{tmp_path}/none.sock")
     assert (code, "none.sock" in err) == (5, True)
+
+
+def test_the_help_shows_a_policy_that_is_one_and_says_on_which_look_it_acts(console: Console, tmp_path: Path) -> None:
+    said = console("beat", "--help")[1]
+    shown = tmp_path / "shown.toml"
+    shown.write_text(dedent(said.partition("in that file:\n")[2].partition("\n\n")[0]))
+    (policy,) = load_settings(shown, {}).rebalance.values()
+    default = RebalanceSettings.model_fields["hold"].default
+    assert policy.hold == default == 3
+    assert f"is {default} unless you say otherwise" in said
+    assert "on the third night" in " ".join(said.split())
+    assert f"({default} unless the file says otherwise)" in " ".join(console("policies", "--help")[1].split())
 
 
 def test_each_due_moment_is_a_message_that_is_good_until_the_next(own_redis_server: RedisServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -154,6 +155,39 @@ def test_what_a_stream_reached_is_what_plans_reckon_with(ledger: Ledger) -> None
     assert moved("m-2", 400 << 20, **{"max-bandwidth": 1 << 20}) == [0, 0, 0], "throttled"
     assert moved("m-3", 400 << 20) == [200 << 20, 200 << 20, 0]
     assert moved("m-4", 200 << 20) == [150 << 20, 150 << 20, 0]
+
+
+def test_what_moves_took_beside_what_they_sent_is_what_plans_reckon_with(
+    ledger: Ledger, redis_server: RedisServer
+) -> None:
+    def moved(migration: str, seconds: float, outcome: str = "completed", restored: str = "") -> list[float]:
+        """One that was on the links for so long, 2.5 s of them with its bulk round and its downtime."""
+        ask(ledger, migration, "web", *places)
+        ledger.admit()
+        jobs = [taken(ledger, migration, side) for side in Side]
+        with redis_server.client() as client:
+            client.hset(f"ledger:migration:{migration}", "granted", round((ledger.now() - seconds) * 1000))
+            if restored:
+                client.hset(f"ledger:migration:{migration}", "restored", restored)
+        rounds = ({"kind": "bulk", "sent": 1, "seconds": 2.0}, {"kind": "final", "sent": 1, "seconds": 0.4})
+        for job in jobs:
+            ledger.finish(job.ticket, Status(outcome=outcome, rounds=rounds, seconds={"downtime": 0.5}))
+        if outcome == "completed":
+            places.reverse()
+        hosts = ledger.cluster().hosts
+        return [round(hosts[name].overhead, 1) for name in ("alpha", "beta", "gamma")]
+
+    places = ["alpha", "beta"]
+    assert moved("m-1", 3.5) == [1.0, 1.0, 0.0]
+    assert moved("m-2", 60.0, outcome="failed") == [1.0, 1.0, 0.0], "no measure of one that goes well"
+    assert moved("m-3", 60.0, restored="1") == [1.0, 1.0, 0.0], "when it was let on is not known any more"
+    assert moved("m-4", 2.7) == [0.6, 0.6, 0.0]
+    assert moved("m-5", 600.0) == [1.0, 1.0, 0.0], "one that waited for Redis: an extreme, which does not count"
+    for number in range(9):
+        last = moved(f"m-{10 + number}", 4.5)
+    assert last == [2.0, 2.0, 0.0], "of the last nine"
+    with redis_server.client() as client:
+        assert len(json.loads(client.hget("ledger:overheads", "alpha"))) == 9
 
 
 # --- what operators keep where it is ----------------------------------------------------------------------------------

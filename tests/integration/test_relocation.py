@@ -147,21 +147,29 @@ def test_a_move_that_fails_is_tried_on_the_same_host_until_it_is_given_up(ledger
     assert (record.state, record.guests["a1"].reason) == (State.FAILED, "peer-lost")
 
 
-@pytest.mark.parametrize(
-    ("offered", "rule"), [({"capabilities": "[]"}, "capability"), ({"wire": str(WIRE + 2)}, "version")]
-)
-def test_what_admission_refuses_for_good_is_an_attempt_that_failed_and_not_asked_for_without_end(
-    ledger: Ledger, offered: dict[str, str], rule: str
-) -> None:
+def test_hosts_too_far_apart_are_refused_by_the_plan_and_cost_the_guest_no_attempt(ledger: Ledger) -> None:
     for side in Side:
         ledger.heartbeat("alpha", side, OFFERED | {"wire": str(WIRE)}, [], [LocalGuest("a1", GIB, 0)])
-        ledger.heartbeat("gamma", side, OFFERED | {"wire": str(WIRE)} | offered, [], [])
+        ledger.heartbeat("gamma", side, OFFERED | {"wire": str(WIRE + 2)}, [], [])
+    job = rebalancing(ledger, "a1 alpha gamma")
+    record = stepped(ledger, job)
+    assert (record.state, ledger.moves_of(record)) == (State.FAILED, [])
+    assert (record.guests["a1"].fate, record.guests["a1"].attempts) == (Fate.REFUSED, 0)
+    assert record.guests["a1"].reason.startswith(f"version: alpha speaks wire version {WIRE}, gamma {WIRE + 2}")
+
+
+def test_what_admission_refuses_for_good_is_an_attempt_that_failed_and_not_asked_for_without_end(
+    ledger: Ledger,
+) -> None:
+    for side in Side:
+        ledger.heartbeat("alpha", side, OFFERED, [], [LocalGuest("a1", GIB, 0)])
+        ledger.heartbeat("gamma", side, OFFERED | {"capabilities": "[]"}, [], [])
     job = rebalancing(ledger, "a1 alpha gamma")
     for _ in range(3):
         record = stepped(ledger, job)
     refused = [each.reason for each in ledger.moves_of(record)]
-    assert (record.state, refused) == (State.FAILED, [rule] * 3)
-    assert record.guests["a1"].reason == rule
+    assert (record.state, refused) == (State.FAILED, ["capability"] * 3)
+    assert record.guests["a1"].reason == "capability"
     assert under_way(ledger) == []
 
 

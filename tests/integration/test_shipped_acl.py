@@ -78,6 +78,7 @@ def test_every_script_and_every_ring_is_allowed(own_redis_server: RedisServer) -
     ledger.retell("alpha", [("web", 1, "aborted", "m-1")])
     ledger.rung("m-1")
     ledger.release("m-1")
+    ledger.free_links("m-1", 0)
     ledger.abandon("m-1", 1, 0, "")
     assert reconcile(ledger, bell).failures == ()
     assert [record.state for record in ledger.history()] == ["cancelled"]

@@ -19,11 +19,18 @@ from tasks.cli.guest import announce
 from tasks.cli.rendering.facts import Facts
 from tasks.cli.rendering.report.migration import page_of
 from tasks.cli.rendering.timeline import phases
+from tasks.evacuate import begin
+from tasks.inventory.live import cluster
 from tasks.ledger.ledger import Ledger
 from tasks.messages import MigrateRequest, new_migration_id
 from tasks.one_machine.fleet import LocalFleet
+from tasks.planning.evacuating import Evacuation
+from tasks.planning.evacuation import plan_evacuation
+from tasks.planning.job import Fate
 from tasks.records import MigrationRecord
 from tasks.requests import admit, submit, watch
+from tasks.steps import snapshot
+from tests.until import until
 from workers.guests.memory_spec import MemoryGuestSpec
 from workers.wire import UNSAID, WIRE
 
@@ -109,6 +116,19 @@ def test_hosts_of_before_the_number_was_offered_move_guests_both_ways(fleet: Loc
         assert {(f"source, {hosts[0]}", "bulk"), (f"destination, {hosts[1]}", "rounds")} <= kinds
 
 
+def assert_planned_nowhere(fleet: LocalFleet, said: str) -> None:
+    """A plan says so too, and costs the guest no attempt; nor does a job that is to empty the host."""
+    with closing(Ledger(fleet.settings)) as ledger:
+        planned = plan_evacuation(cluster(ledger.fleet(), ledger.open(), ledger.now()), ["alpha"])
+        assert planned.moves == ()
+        ((guest, refusal),) = planned.refused
+        assert (guest, refusal.rule, said.startswith(refusal.why)) == ("web", "version", True)
+        begin(ledger, Evacuation("e-skew", frozenset({"alpha"})), "tests")
+        until("the end of the job", lambda: snapshot(ledger, "e-skew").ended, 30)
+        (standing,) = snapshot(ledger, "e-skew").guests.values()
+        assert (standing.fate, standing.attempts, standing.reason) == (Fate.REFUSED, 0, f"version: {refusal.why}")
+
+
 @pytest.mark.parametrize("wire", [WIRE - 2, WIRE + 2])
 def test_two_apart_are_refused_before_the_guest_is_touched(fleet: LocalFleet, tmp_path: Path, wire: int) -> None:
     fleet.hosts["beta"].program = release(tmp_path, wire)
@@ -118,6 +138,7 @@ def test_two_apart_are_refused_before_the_guest_is_touched(fleet: LocalFleet, tm
     with pytest.raises(RefusedError, match=f"upgrade {older} first") as refused:
         move(fleet, "beta")
     assert refused.value.reason == "version"
+    assert_planned_nowhere(fleet, str(refused.value))
     with closing(Ledger(fleet.settings)) as ledger:
         assert {name: host.wire for name, host in ledger.fleet().hosts.items()} == {"alpha": WIRE, "beta": wire}
         assert ledger.history() == []

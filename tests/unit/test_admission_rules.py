@@ -13,6 +13,7 @@ from tasks.admission import judge
 from tasks.messages import MigrateRequest
 from tasks.reconcile import ABANDON_AFTER, RING_AGAIN, Action, examine
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, MigrationRecord, Pin, SideRecord
+from tasks.steps import SILENCE
 from workers.pairing.contract import Side
 
 GIB = 1 << 30
@@ -156,6 +157,22 @@ def test_a_source_that_never_came_is_given_up() -> None:
 
 def test_whoever_stopped_renewing_is_asked_never_overruled() -> None:
     assert found(record(source=side("alpha", lease=NOW - 1))) == [(Action.ASK, Side.SOURCE)]
+
+
+def test_two_dead_hosts_keep_their_share_of_a_shared_link_for_as_long_as_a_reboot_takes() -> None:
+    silent = {name: side(name, lease=NOW - SILENCE - 1) for name in ("alpha", "beta")}
+    lost = record(source=silent["alpha"], destination=silent["beta"], granted=NOW - 900, crosses=frozenset({"rack"}))
+    assert (Action.FREE, None) in found(lost)
+    for change in (
+        {"source": side("alpha", lease=NOW - SILENCE + 1)},
+        {"destination": side("beta")},
+        {"crosses": frozenset()},
+        {"destination": side("beta", lease=None, outcome="failed")},
+    ):
+        assert (Action.FREE, None) not in found(replace(lost, **change))
+    never_came = replace(lost, destination=side("beta", claimed=None, lease=None))
+    assert (Action.FREE, None) in found(never_came)
+    assert (Action.FREE, None) not in found(replace(never_came, granted=NOW - 100))
 
 
 def test_an_unresolved_side_is_asked_even_while_its_worker_renews() -> None:

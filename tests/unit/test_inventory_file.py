@@ -20,7 +20,8 @@ WRITTEN = """
 taken 1700000000.5
 uplink rack1 40Gbit/s
 host alpha memory=64GiB cpus=16 bandwidth=25Gbit/s outbound=2 inbound=3 uplink=rack1 labels=zone=1,ssd=yes
-host beta memory=64G cordoned="memory is replaced" stale=yes cpu-models=old,new transports=tcp   # and why
+host beta memory=64G cordoned="memory is replaced" stale=yes cpu-models=old,new transports=tcp wire=5   # and why
+host gamma memory=64G overhead=1.25
 guest web on alpha memory=8GiB load=2.5 dirty=100MiB/s working-set=1GiB groups=db,web needs=zone=1 cpu-model=old
 guest licence on alpha memory=1GiB stays="bound to the host" moving-to=beta moved=1699999999
 """
@@ -36,10 +37,12 @@ def test_every_key_is_read() -> None:
                 "beta",
                 64 * GIB,
                 transports=frozenset({"tcp"}),
+                wire=5,
                 cpu_models=frozenset({"old", "new"}),
                 cordoned="memory is replaced",
                 stale=True,
             ),
+            "gamma": Host("gamma", 64 * GIB, overhead=1.25),
         },
         {
             "web": Guest(

@@ -9,6 +9,7 @@ from tasks.planning.cluster import Guest, Host
 from tasks.planning.rules import judge
 from tasks.records import Fleet, GuestRecord, HostRecord, Kept, MigrationRecord, Pin, SideRecord
 from workers.pairing.contract import Side
+from workers.wire import UNSAID, WIRE
 
 GIB = 1 << 30
 
@@ -32,7 +33,7 @@ WEB = GuestRecord("web", "alpha", 8 * GIB, 3, None, 1.5, frozenset({"db"}), froz
 def test_everything_that_a_plan_needs_is_there() -> None:
     found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [], 100.0)
     kinds, labels = frozenset({"tcp"}), frozenset({"zone=1"})
-    alpha = Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=labels, transports=kinds)
+    alpha = Host("alpha", 64 * GIB, 16.0, 5_000_000_000, 2, 3, labels=labels, transports=kinds, wire=UNSAID)
     assert found.hosts == {"alpha": alpha}
     assert found.guests == {
         "web": Guest(
@@ -73,6 +74,15 @@ def test_a_host_that_fell_silent_is_stale_and_so_is_one_with_half_of_its_workers
 def test_a_destination_that_fell_silent_is_there_and_stale() -> None:
     found = cluster(Fleet({"alpha": host("alpha")}, {"web": WEB}), [move("web", "beta", "active")], 1.0)
     assert found.hosts["beta"].stale
+
+
+def test_a_plan_knows_what_hosts_speak_and_of_one_that_does_not_say_so_what_such_a_host_speaks() -> None:
+    hosts = {"alpha": replace(host("alpha"), wire=WIRE), "beta": host("beta"), "gamma": replace(host("gamma"), wire=99)}
+    found = cluster(Fleet(hosts, {"web": WEB}), [], 1.0)
+    assert {name: each.wire for name, each in found.hosts.items()} == {"alpha": WIRE, "beta": UNSAID, "gamma": 99}
+    refusal = judge(found, "web", "gamma")
+    assert refusal is not None
+    assert refusal.rule == "version"
 
 
 def test_of_the_cpu_models_that_hosts_know_those_are_kept_that_some_guest_has() -> None:

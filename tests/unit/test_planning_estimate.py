@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.planning.cluster import Cluster, Guest, Host
-from tasks.planning.estimate import MAX_ROUNDS, crossed, estimate, path_bandwidth
+from tasks.planning.estimate import MAX_ROUNDS, crossed, estimate, path_bandwidth, path_overhead
 
 GIB = 1 << 30
 FIXED = 0.015
@@ -105,6 +105,16 @@ def test_a_path_is_as_wide_as_its_narrowest_link(
 ) -> None:
     assert crossed(CLUSTER, source, destination) == uplinks
     assert path_bandwidth(CLUSTER, source, destination) == bandwidth
+
+
+def test_a_move_takes_as_long_to_begin_as_its_slower_host_lately_needed() -> None:
+    ends = [Host("alpha", 1, overhead=1.5), Host("beta", 1, overhead=0.5), Host("gamma", 1)]
+    cluster = Cluster({host.name: host for host in ends})
+    assert path_overhead(cluster, "beta", "alpha") == 1.5
+    assert path_overhead(cluster, "gamma", "beta") == 0.5
+    plain, begun = (estimate(Guest("web", "alpha", 10_000, 100), 1000, overhead=each) for each in (0.0, 1.5))
+    assert begun.seconds == pytest.approx(plain.seconds + 1.5)
+    assert (begun.downtime, begun.bytes, begun.rounds) == (plain.downtime, plain.bytes, plain.rounds)
 
 
 def test_a_stream_takes_what_was_measured_where_that_is_less_than_the_link() -> None:

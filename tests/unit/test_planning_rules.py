@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
+from config.errors import RefusedError
 from tasks.planning.cluster import Cluster, Guest, Host
 from tasks.planning.placement import Placement
 from tasks.planning.rules import RULES, Refusal, held, judge, memory_left
 from tests.clusters import clusters
+from workers.wire import spoken
 
 
 def there(*guests: Guest, web: Any = (), alpha: Any = (), beta: Any = ()) -> Cluster:
@@ -38,6 +42,16 @@ def test_a_move_that_breaks_no_rule_is_not_refused() -> None:
         (there(alpha={"stale": True}), "web", "beta", "stale", "nobody has spoken for alpha in time"),
         (there(beta={"stale": True}), "web", "beta", "stale", "nobody has spoken for beta in time"),
         (there(beta={"cordoned": "repairs"}), "web", "beta", "cordoned", "beta is cordoned: repairs"),
+        (
+            there(alpha={"wire": 7}, beta={"wire": 5}),
+            *("web", "beta", "version"),
+            "alpha speaks wire version 7, beta 5: hosts must be at most one apart; upgrade beta first",
+        ),
+        (
+            there(alpha={"wire": 5}, beta={"wire": 7}),
+            *("web", "beta", "version"),
+            "alpha speaks wire version 5, beta 7: hosts must be at most one apart; upgrade alpha first",
+        ),
         (
             there(alpha={"transports": frozenset({"verbs", "rdma"})}, beta={"transports": frozenset({"tcp"})}),
             *("web", "beta", "transport", "alpha has rdma, verbs, beta has tcp: nothing carries memory between them"),
@@ -80,15 +94,16 @@ def test_the_first_rule_of_the_table_speaks_when_several_refuse() -> None:
         Guest("db", "beta", 95, groups=frozenset("x")),
         web={"stays": "vfio", "moving_to": "gamma", "cpu_model": "new", "needs": frozenset({"a=1"})}
         | {"groups": frozenset("x")},
-        alpha={"transports": frozenset({"verbs"})},
-        beta={"stale": True, "cordoned": "repairs", "cpu_models": frozenset({"old"}), "transports": frozenset({"tcp"})},
+        alpha={"transports": frozenset({"verbs"}), "wire": 5},
+        beta={"stale": True, "cordoned": "repairs", "cpu_models": frozenset({"old"}), "transports": frozenset({"tcp"})}
+        | {"wire": 7},
     )
     mended: list[dict[str, Any]] = [{"stays": None}, {"moving_to": ""}]
     said = [judge(worst, "web", "beta")]
     for change in mended:
         worst = worst.placed([replace(worst.guests["web"], **change)])
         said.append(judge(worst, "web", "beta"))
-    changes: list[dict[str, Any]] = [{"stale": False}, {"cordoned": None}, {"transports": frozenset()}]
+    changes: list[dict[str, Any]] = [{"stale": False}, {"cordoned": None}, {"wire": 6}, {"transports": frozenset()}]
     for host_change in (*changes, {"cpu_models": frozenset()}, {"labels": {"a=1"}}):
         worst = worst.changed([replace(worst.hosts["beta"], **host_change)])
         said.append(judge(worst, "web", "beta"))
@@ -111,6 +126,19 @@ def test_a_cpu_model_that_nobody_knows_refuses_nothing() -> None:
 def test_transports_that_are_not_known_of_one_side_refuse_nothing_and_one_in_common_is_enough() -> None:
     both, tcp = {"transports": frozenset({"verbs", "tcp"})}, {"transports": frozenset({"tcp"})}
     for alpha, beta in (({}, tcp), (tcp, {}), (tcp, both), (both, tcp)):
+        assert judge(there(alpha=alpha, beta=beta), "web", "beta") is None
+
+
+def test_a_plan_takes_for_too_far_apart_what_the_workers_refuse_and_nothing_of_which_a_version_is_not_known() -> None:
+    for source, destination in product(range(1, 8), repeat=2):
+        planned = judge(there(alpha={"wire": source}, beta={"wire": destination}), "web", "beta")
+        if planned is None:
+            spoken("alpha", source, "beta", destination)
+            continue
+        with pytest.raises(RefusedError, match=re.escape(planned.why)) as refused:
+            spoken("alpha", source, "beta", destination)
+        assert refused.value.reason == planned.rule == "version"
+    for alpha, beta in (({"wire": 9}, {}), ({}, {"wire": 9})):
         assert judge(there(alpha=alpha, beta=beta), "web", "beta") is None
 
 

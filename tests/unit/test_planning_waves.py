@@ -41,6 +41,13 @@ def test_one_source_sends_the_longest_first_and_one_at_a_time() -> None:
     assert found.makespan == found.lower_bound == pytest.approx(60, abs=0.1)
 
 
+def test_many_small_moves_take_as_long_as_it_takes_to_begin_them() -> None:
+    guests = tuple(Guest(f"g{number}", "alpha", 1) for number in range(4))
+    moves = [Move(guest.name, "alpha", "beta") for guest in guests]
+    found = schedule(of(host("alpha", bandwidth=100), host("beta", bandwidth=100, overhead=2.0), guests=guests), moves)
+    assert found.makespan == found.lower_bound == pytest.approx(4 * 2.0, abs=0.2)
+
+
 def test_hosts_that_share_nothing_do_not_wait_for_each_other() -> None:
     hosts = [host(name) for name in ("alpha", "beta", "gamma", "delta")]
     cluster = of(*hosts, guests=(Guest("a", "alpha", 10), Guest("b", "gamma", 20)))

@@ -148,7 +148,8 @@ MIGRATIONS = Metric(
     "droveway_migrations",
     Kind.COUNTER,
     "Migrations of guests of this host that ended, by final state and reason.",
-    "requests that were refused or cancelled before a mover was started, and what is unresolved still",
+    "requests that were refused or cancelled before a mover was started, and what is unresolved still; what an operator"
+    " pinned while it prepared counts as cancelled, as its movers were told",
     (("state", STATES), ("reason", REASONS)),
 )
 IN_FLIGHT = Metric(

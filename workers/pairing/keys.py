@@ -21,6 +21,7 @@ safe: every key can be rebuilt from the hosts' journals and directories, but for
     link:L:up|down          hash    M → bytes/s of the shared link L      admission, finish
     prepared                zset    M admitted that may not send yet      admission, finish
     measured                hash    H → bytes/s that a stream reached     finish; with the host
+    overheads               hash    H → ms beside what its moves sent     finish; with the host
     served                  hash    H → its mark, by which sources share  admission
     looked                  string  somebody has just tried to admit      heartbeats; after a second
     check:C                 hash    side → what it sees in a guest's way  workers; 10 minutes after the last answer
@@ -101,6 +102,10 @@ class Keys:
     def measured(self) -> str:
         """What streams of each host reached lately."""
         return f"{self.prefix}measured"
+
+    def overheads(self) -> str:
+        """How long moves of each host took lately beside what they sent."""
+        return f"{self.prefix}overheads"
 
     def prepared(self) -> str:
         """Records that are admitted and may not send yet."""

@@ -21,6 +21,7 @@ _DONE = {
     Action.ABANDON: "given up",
     Action.ASK: "asked the host",
     Action.RELEASE: "slot taken back",
+    Action.FREE: "shared link freed",
 }
 
 
