@@ -87,7 +87,7 @@ class Booted:
         self._process.wait()
         for group in self._groups:
             for _ in range(50):
-                if _removed(group):
+                if group_removed(group):
                     break
                 time.sleep(0.1)
 
@@ -114,8 +114,8 @@ def _groups() -> list[Path]:
     return made or missing("no cgroups are mounted here")
 
 
-def _removed(group: Path) -> bool:
-    """Whether it is gone, with those below it: not while a process that was killed is still being buried."""
+def group_removed(group: Path) -> bool:
+    """Whether a cgroup is gone, with those below it: not while a process that was killed is still being buried."""
     for path in sorted(group.rglob("*"), key=lambda path: len(path.parts), reverse=True):
         if path.is_dir():
             with contextlib.suppress(OSError):

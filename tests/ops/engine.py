@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from tasks.one_machine.tied import tied_to_us
+from tests.booted import group_removed
 from tests.requirements import installed, missing
 from tests.until import until
 
@@ -30,7 +31,8 @@ FROM debian:12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends {package} && mkdir -p /prometheus
 ENTRYPOINT {entrypoint}
 """
-#: With mounts and processes of its own, so that the kernel ends and removes what it leaves; `network` as well, or not.
+#: With mounts and processes of its own, so that the kernel ends and removes what it leaves. (unshare itself ends by
+#: nothing but KILL, and tells the engine.)
 _APART = ["unshare", "--fork", "--kill-child=TERM", "--pid", "--mount-proc"]
 _NETWORK = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 _GET = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
@@ -70,11 +72,11 @@ class Engine:
         (self.directory / "daemon.json").write_text("{}")  # not the machine's own settings
         words = [self._daemon, "--host", self._host, "--config-file", f"{self.directory}/daemon.json"]
         words += ["--data-root", f"{self.directory}/data", "--exec-root", f"{self.directory}/exec"]
-        words += ["--pidfile", f"{self.directory}/pid"]
+        words += ["--pidfile", f"{self.directory}/pid", "--cgroup-parent", f"/{self.directory.name}"]
         with (self.directory / "log").open("ab") as log:
             # In a session of its own: Ctrl-C is for us, and it ends after its containers.
             self._process = subprocess.Popen(
-                tied_to_us([*_APART, *network, *words, *options], "TERM"),
+                tied_to_us([*_APART, *network, *words, *options]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -150,4 +152,6 @@ class Engine:
     def close(self) -> None:
         """End it; harmless when repeated."""
         self._stop()
+        for group in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
+            until(f"the end of {group}", lambda group=group: group_removed(group), seconds=20.0)  # type: ignore[misc]
         shutil.rmtree(self.directory)
