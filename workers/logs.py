@@ -19,7 +19,7 @@ import structlog
 from config.settings import WorkerSettings
 from workers.attempt import Job
 
-_PASSWORD = re.compile(r"(\brediss?://[^:@/\s]*:)[^@/\s]+(?=@)")
+_PASSWORD = re.compile(r"(\b(?:rediss?|unix)://[^:@/\s]*:)[^/\s]+(?=@)")
 
 
 def configure(settings: WorkerSettings) -> None:

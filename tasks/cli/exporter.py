@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import closing
 
 import click
 from prometheus_client import CollectorRegistry
@@ -11,9 +12,13 @@ from prometheus_client import CollectorRegistry
 from tasks.cli.invocation import SettingsCommand, invocation_of
 from tasks.exporter.collector import FleetCollector
 from tasks.exporter.reading import Reader
+from tasks.ledger.ledger import Ledger
 from tasks.scheduled import policy_of
 from workers import logs
 from workers.metrics.page import Recent, serve, well
+
+#: Seconds for one answer of Redis. Prometheus gives a scrape up after 10 s: by then it must be told that Redis hangs.
+_ANSWER = 5.0
 
 
 @click.command(cls=SettingsCommand)
@@ -22,9 +27,10 @@ from workers.metrics.page import Recent, serve, well
 def command(context: click.Context, port: int | None) -> int:
     """Serve the fleet's metrics: migrations, hosts, evacuations, balance, and whether Redis is durable.
 
-    One is enough for a fleet, several do no harm: it keeps nothing, only reads, and reads Redis at most once in
-    exporter.interval however often it is scraped. A worker's own metrics are on that worker's ports. What rebalancing
-    aims at and would gain is told of each policy in its settings file: write those of `droveway beat` there too.
+    One is enough for a fleet: it keeps nothing, only reads, and reads Redis at most once in exporter.interval however
+    often it is scraped. Several do no harm, but all tell the same: let Prometheus scrape one. A worker's own metrics
+    are on that worker's ports. What rebalancing aims at and would gain is told of each policy in its settings file:
+    write those of `droveway beat` there too.
 
     Ends on SIGTERM or Ctrl-C. Without Redis it goes on, and shows droveway_redis_up 0.
 
@@ -40,7 +46,8 @@ def command(context: click.Context, port: int | None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with invocation.ledger() as ledger:
+    redis = settings.redis.model_copy(update={"socket_timeout": min(settings.redis.socket_timeout, _ANSWER)})
+    with closing(Ledger(settings.model_copy(update={"redis": redis}))) as ledger:
         registry = CollectorRegistry()
         policies = {name: policy_of(terms) for name, terms in settings.rebalance.items()}
         registry.register(FleetCollector(Reader(ledger).read, settings.exporter.interval, policies))

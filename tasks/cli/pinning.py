@@ -51,11 +51,10 @@ def kept_and_name(kept: str, name: str) -> tuple[Kept, str]:
 
 def _known(ledger: Ledger, kept: Kept, name: str) -> None:
     """A mistyped name would keep nothing where it is, and nobody would know."""
-    fleet = ledger.fleet()
     if kept is Kept.GUEST:
-        check_known("guest", name, fleet.guests)
-    else:
-        check_known("host", name, fleet.hosts)
+        check_known("guest", name, ledger.fleet().guests)
+    else:  # also one whose workers are away: it shall take no guests when they are back
+        check_known("host", name, ledger.hosts())
 
 
 def check_known(kind: str, name: str, known: Collection[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 NOTHING = "-"
 
@@ -31,7 +33,7 @@ def bit_rate(value: float | None) -> str:
 
 def seconds(value: float | None) -> str:
     """A duration."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NOTHING
     if value < 1:
         return f"{_three(value * 1e3)} ms"
@@ -44,7 +46,7 @@ def seconds(value: float | None) -> str:
 
 def instant(value: float | None) -> str:
     """A point on an axis of seconds, to the millisecond: what lies close together must be told apart."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NOTHING
     if value < 120:
         return f"{value:.3f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -87,6 +88,45 @@ def test_what_an_operator_wrote_stays(root: Path) -> None:
     assert setup(root, "--redis").returncode == 0
     assert {path: path.read_text() for path in mine} == mine
     assert "KillMode" in (root / "etc/systemd/system/droveway-worker.service").read_text(), "units are the release's"
+
+
+def test_what_an_operator_set_of_redis_stays_and_what_he_did_not_is_the_releases(root: Path) -> None:
+    assert setup(root, "--redis").returncode == 0
+    etc, before = root / "etc/droveway/redis", root / "opt/droveway/0.0.9/share/ops/redis"
+    before.mkdir(parents=True)
+    for name, text in {"droveway.conf": "maxmemory 512mb\n", "tls.conf": "port 0\n"}.items():
+        (before / name).write_text(text)
+    (root / "opt/droveway/current").unlink()
+    (root / "opt/droveway/current").symlink_to("0.0.9")
+    (etc / "droveway.conf").write_text("maxmemory 4gb\n")
+    (etc / "tls.conf").write_text("port 0\n")
+    done = setup(root, "--redis")
+    assert done.returncode == 0
+    assert (etc / "droveway.conf").read_text() == "maxmemory 4gb\n"
+    assert (etc / "tls.conf").read_text() == (ROOT / "ops/redis/tls.conf").read_text()
+    assert "compare /etc/droveway/redis/droveway.conf" in done.stdout
+    assert "compare /etc/droveway/redis/tls.conf" not in done.stdout
+    assert setup(root, "--check", "--redis").returncode == 0
+
+
+def test_a_checkout_of_somebody_elses_is_called_by_its_commit(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        missing("only root gives files away")
+    checkout = tmp_path / "check out"
+    shutil.copytree(ROOT / "ops", checkout / "ops")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    git = ["git", "-C", checkout, "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    for path in (checkout, *checkout.rglob("*")):
+        os.chown(path, 12345, 12345)
+    environment = os.environ | {"DESTDIR": str(tmp_path / "root"), "HOME": str(tmp_path)}
+    environment.pop("SUDO_UID", None)
+    done = subprocess.run(
+        [checkout / "ops/scripts/debian-setup", "--check"], check=False, capture_output=True, text=True, env=environment
+    )
+    assert f"-{commit.strip()} in /opt/droveway" in done.stdout, done.stderr
 
 
 def test_an_older_release_stays_beside_a_newer_one(root: Path) -> None:

@@ -201,6 +201,21 @@ def test_without_redis_it_is_healthy_not_ready_and_shows_nothing_old(own_redis_s
         until_seen(port, "droveway_redis_up", 1)
 
 
+def test_a_redis_that_hangs_is_told_of_before_a_scrape_is_given_up(own_redis_server: RedisServer) -> None:
+    settings = fleet_in(own_redis_server)
+    with exporter(settings) as port:
+        until_seen(port, "droveway_redis_up", 1)
+        own_redis_server.freeze()
+        try:
+            time.sleep(0.2)  # what was read before is shown for so long
+            began = time.monotonic()
+            assert samples(port)["droveway_redis_up"] == 0
+            assert time.monotonic() - began < 8, "Prometheus waits for 10 s, unless it is told otherwise"
+        finally:
+            own_redis_server.thaw()
+        until_seen(port, "droveway_redis_up", 1)
+
+
 def test_a_worker_without_redis_is_healthy_and_not_ready_and_tells_its_metrics(own_redis_server: RedisServer) -> None:
     ports = {"host.metrics_source_port": free_port(), "host.metrics_destination_port": free_port()}
     redis = RedisSettings.model_validate({"url": own_redis_server.url})

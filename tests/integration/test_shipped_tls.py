@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -230,6 +232,31 @@ def test_passwords_that_are_in_use_are_not_overwritten(shipped: Shipped) -> None
     assert again.returncode == 1
     assert "there already" in again.stderr
     assert not (shipped.pki / "new").exists()
+
+
+def test_passwords_that_no_acl_has_are_not_left_behind(tmp_path: Path) -> None:
+    words = [OPS / "scripts" / "redis-users", tmp_path / "redis" / "droveway.acl", tmp_path / "passwords"]
+    assert subprocess.run(words, check=False, capture_output=True).returncode != 0, "there is no such directory"
+    (tmp_path / "redis").mkdir()
+    subprocess.run(words, check=True)
+    assert (tmp_path / "passwords").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "redis" / "droveway.acl").stat().st_mode & 0o777 == 0o640
+    assert len((tmp_path / "passwords").read_text().splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["droveway.acl", "passwords"]
+
+
+def test_the_runbooks_words_reach_this_redis(shipped: Shipped) -> None:
+    text = " ".join((OPS / "runbooks" / "redis-not-durable.md").read_text().split())
+    (words,) = re.findall(r"`(redis-cli -h REDIS [^`]*--askpass)`", text)
+    words = words.replace("/etc/droveway/HOST", str(shipped.pki / "alpha")).replace("-h REDIS", f"-p {shipped.port}")
+    words = words.replace("/etc/droveway", str(shipped.pki)).removesuffix("--askpass")
+    environment = os.environ | {"REDISCLI_AUTH": shipped.passwords["droveway"]}
+    told = {"PING": "PONG", "CONFIG GET appendfsync": "always", "CONFIG SET appendonly yes": "NOPERM"}
+    for asked, answer in told.items():
+        said = subprocess.run(
+            [*words.split(), *asked.split()], check=False, capture_output=True, text=True, env=environment, timeout=20
+        )
+        assert answer in said.stdout + said.stderr, asked
 
 
 def test_a_doctor_finds_nothing_against_them(

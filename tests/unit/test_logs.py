@@ -44,6 +44,9 @@ def test_no_line_holds_a_password_or_a_frame_s_variables(form: str, said: Callab
     [
         ("redis://:pw@h/0", "redis://:***@h/0"),
         ("rediss://u:p:w@h and redis://v:pw@h", "rediss://u:***@h and redis://v:***@h"),
+        ("rediss://u:p@ss@w@h:6379/0 lost", "rediss://u:***@h:6379/0 lost"),
+        ("redis://:a@h/0,redis://:b@g/0", "redis://:***@h/0,redis://:***@g/0"),
+        ("unix://u:pw@/run/redis.sock?db=1", "unix://u:***@/run/redis.sock?db=1"),
         ("redis://h:6379/0 lost", "redis://h:6379/0 lost"),
         ("redis://h:6379 told admin@example.org", "redis://h:6379 told admin@example.org"),
     ],

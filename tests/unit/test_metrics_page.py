@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+import socket
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from config.errors import UnreachableError
-from workers.metrics import names
+from config.settings import WorkerSettings
+from workers import logs
+from workers.metrics import names, page
 from workers.metrics.document import markdown, shown_name
-from workers.metrics.page import Pulse, Recent
+from workers.metrics.page import Pulse, Recent, serve, well
 from workers.metrics.tally import Tally
 from workers.transports.figures import Figures
 from workers.transports.verbs.completions import Status, status_name
@@ -98,3 +109,78 @@ def test_redis_is_asked_every_two_seconds_at_most() -> None:
     assert asked[0] == 1
     clock[0] = 2.0
     assert ready() == "Redis is away"
+
+
+# --- whoever asks -----------------------------------------------------------------------------------------------------
+
+
+class Broken(Collector):
+    """Figures that cannot be told."""
+
+    def collect(self) -> Iterator[object]:  # type: ignore[override]
+        raise KeyError("guest")
+
+    def describe(self) -> Iterator[object]:  # type: ignore[override]
+        return iter(())
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """What was written to standard error meanwhile; logging is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield lambda: capsys.readouterr().err.splitlines()  # noqa: PLW0108  # mypy wants a callable of lists
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
+def test_whoever_hangs_up_leaves_no_line_in_the_log(port: int, lines: Callable[[], list[str]], sent: bytes) -> None:
+    logs.configure(WorkerSettings(log_format="json"))
+    stop = serve("127.0.0.1", port, CollectorRegistry(), well, well, "host.metrics_source_port")
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as asker:
+            asker.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+            asker.sendall(sent)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+            assert answer.status == 200
+    finally:
+        stop()
+    assert lines() == []
+
+
+def test_whoever_says_nothing_is_not_waited_for_without_end(
+    port: int, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page._Silent, "timeout", 0.2)
+    logs.configure(WorkerSettings(log_format="json"))
+    stop = serve("127.0.0.1", port, CollectorRegistry(), well, well, "host.metrics_source_port")
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as asker:
+            assert asker.recv(1) == b"", "it hangs up"
+    finally:
+        stop()
+    assert lines() == []
+
+
+def test_a_defect_is_one_line_and_an_answer(port: int, lines: Callable[[], list[str]]) -> None:
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    logs.configure(WorkerSettings(log_format="json"))
+    stop = serve("127.0.0.1", port, registry, well, well, "host.metrics_source_port")
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+    finally:
+        stop()
+    (line,) = map(json.loads, lines())
+    assert line["level"] == "error"
+    assert "KeyError" in line["exception"]

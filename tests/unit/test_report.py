@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tasks.cli.rendering.attempts import attempts_of
 from tasks.cli.rendering.facts import Facts
@@ -15,6 +18,7 @@ from tasks.cli.rendering.report import job as of_job
 from tasks.cli.rendering.report import migration as of_migration
 from tasks.cli.rendering.report.page import html
 from tasks.cli.rendering.report.strips import Span, part, strips
+from tasks.cli.rendering.tables import full
 from tasks.jobs import JobRecord, Kind, Order
 from tasks.planning.evacuating import Evacuation
 from tasks.planning.job import Fate, Standing, State
@@ -217,6 +221,27 @@ def test_bars_share_one_scale_and_the_thinnest_is_seen() -> None:
     assert [(each.left, each.width) for each in (*long.bars, *short.bars)] == [(0, 100), (99.6, 0.4)]
     assert strips([]) == ()
     assert (part(5, 10), part(None, 10), part(5, 0)) == (50, 0, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3600.0])
+@pytest.mark.parametrize(
+    "where", [("seconds", "bulk"), ("began", "bulk"), ("seconds", "downtime"), ("moments", "greeted")]
+)
+def test_a_time_that_cannot_be_is_no_reason_for_no_page(where: tuple[str, str], value: float) -> None:
+    one = timed()
+    for name, side in (("source", one.source), ("destination", one.destination)):
+        said = json.loads(json.dumps(side.progress))
+        said[where[0]][where[1]] = value
+        text = page(replace(one, **{name: replace(side, progress=said)}))  # type: ignore[arg-type]
+        assert not re.search(r"\b(nan|inf)\b", text)
+
+
+def test_values_that_a_newer_release_allows_are_shown_as_they_stand() -> None:
+    one = record(parameters={"transport": "quic", "channels": 8, "hedge": 3})
+    assert "transport quic" in words(page(one))
+    shown = Console(width=200, file=io.StringIO(), record=True)
+    shown.print(full(Facts.of(one)))
+    assert "channels=8, transport=quic" in shown.export_text()
 
 
 def test_the_template_is_the_only_file_of_its_kind() -> None:

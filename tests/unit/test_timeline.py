@@ -187,6 +187,15 @@ def test_a_greeting_that_a_busy_host_noticed_late_does_not_turn_the_handover_rou
     assert ready <= given
 
 
+def test_a_source_that_does_not_say_when_its_downtime_was_is_laid_by_the_rest() -> None:
+    """Of another release, which tells of GIVEN before it has measured the downtime."""
+    for what in ("began", "seconds"):
+        died = {**SOURCE, what: {name: at for name, at in SOURCE[what].items() if name != "downtime"}}  # type: ignore[attr-defined]
+        said = found(record(died))
+        assert said["source", "given", None] == 6.15
+        assert said["destination", "taken", None] == 6.16
+
+
 def test_sides_that_never_met_are_laid_by_their_claims() -> None:
     alone = {"seconds": {"start": 0.5, "pairing": 2.0}, "began": {"start": -0.5, "pairing": 0.0}, "moments": {}}
     assert found(record(alone, alone)) == {

@@ -170,7 +170,7 @@ PHASE = Metric(
     "droveway_phase_seconds",
     Kind.HISTOGRAM,
     "Seconds that one phase of a migration took on this side.",
-    "phases that were not finished",
+    "what a mover's death cut off; a phase that failed or was cancelled counts, with its time until then",
     (("side", SIDES), ("phase", PHASES)),
     _LONG,
 )

@@ -1,11 +1,15 @@
 """What is served over HTTP: /metrics, /healthz (this process does its work), /readyz (and Redis answers).
 
 Metrics and /healthz need no Redis. Each answer is made in a thread of its own, so that a slow one holds up no other.
+What goes wrong with one is a line of the log, or none where only the asker went away.
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +21,10 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from config.errors import DrovewayError, HostError
 
+log = logging.getLogger("droveway.metrics")
+
+#: Seconds that whoever asks may take to do so, and to take a piece of the answer: each has a thread for so long.
+_PATIENCE = 10.0
 #: Seconds for which an answer of Redis is believed: whoever asks every instant asks Redis no more often.
 _BELIEVED = 2.0
 
@@ -83,7 +91,11 @@ def serve(
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
             case "/metrics":
-                return metrics(environ, start_response)  # type: ignore[no-any-return]
+                try:
+                    return metrics(environ, start_response)  # type: ignore[no-any-return]
+                except Exception:  # a defect in telling one figure must not pass unseen
+                    log.exception("/metrics: a defect")
+                    status, text = "500 Internal Server Error", "a defect: see the log\n"
             case "/healthz":
                 status, text = _answer(healthy())
             case "/readyz":
@@ -119,11 +131,22 @@ def _answer(trouble: str | None) -> tuple[str, str]:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, *_: Any) -> None:
+        """Whoever hung up, or said nothing, is nobody's concern."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("nothing was answered: a defect")
+
 
 class _SixServer(_Server):
     address_family = socket.AF_INET6
 
 
 class _Silent(WSGIRequestHandler):
+    timeout = _PATIENCE
+
+    def get_stderr(self) -> Any:
+        """What wsgiref would print when an asker takes no more: no line of a log."""
+        return io.StringIO()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name is the standard library's
         """Not every scrape is worth a line."""

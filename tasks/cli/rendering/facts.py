@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from config.capabilities import PARAMETERS, Parameter
 from tasks.cli.rendering.timeline import phases
 from tasks.records import MigrationRecord, SideRecord
 from workers.rounds.contract import PHASES
@@ -100,6 +101,13 @@ class Facts:
         """Where the move differed from what was asked, and why."""
         return [f"{note['about']}: {note['reason']}" for note in self.choices.get("notes", ())]
 
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """Name and value of each that is not at its default."""
+        given = self.record.parameters
+        rows = [row for row in PARAMETERS if row.name in given and given[row.name] != row.default]
+        return [(row.name, _formatted(row, given[row.name])) for row in rows]
+
     def sides(self) -> tuple[tuple[str, SideRecord], ...]:
         """Both sides with their names."""
         return ("source", self.record.source), ("destination", self.record.destination)
@@ -114,6 +122,13 @@ class Facts:
             "rounds": [dict(entry) for entry in (self.record.source.progress or {}).get("rounds", ())],
             "choices": dict(self.choices),
         }
+
+
+def _formatted(row: Parameter, value: int | str) -> str:
+    try:
+        return row.kind.format(row.kind.read(value))
+    except ValueError:  # a newer release allows it
+        return str(value)
 
 
 def _finished(entry: Mapping[str, Any]) -> RoundFacts:

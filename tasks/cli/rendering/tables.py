@@ -139,13 +139,7 @@ def full(facts: Facts) -> RenderableType:
 
 def _parameters(facts: Facts) -> str:
     """Those that are not at their defaults."""
-    given = facts.record.parameters
-    said = [
-        f"{row.name}={row.kind.format(row.kind.read(given[row.name]))}"
-        for row in PARAMETERS
-        if row.name in given and given[row.name] != row.default
-    ]
-    return ", ".join(said) or "all at their defaults"
+    return ", ".join(f"{name}={value}" for name, value in facts.parameters) or "all at their defaults"
 
 
 def _rounds(facts: Facts, found: Sequence[Phase]) -> RenderableType:

@@ -10,6 +10,7 @@ effect round: GIVEN lies between READY and TAKEN. Claims tell it less well, to s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,9 @@ def _apart(record: MigrationRecord) -> float | None:
         return None
     apart: float = here["greeted"] - there["greeted"]
     if "given" in here and "ready" in there and "taken" in there:
-        heard = _said(record.source, "began")["downtime"] + _said(record.source, "seconds")["downtime"]
+        began, took = (_said(record.source, what).get("downtime") for what in ("began", "seconds"))
+        # Ours tell of GIVEN when the downtime was measured; another release may do so before.
+        heard = math.inf if began is None or took is None else began + took
         latest = min(here["given"] - there["ready"], heard - there["taken"])
         apart = min(max(apart, here["given"] - there["taken"]), latest)
     return apart

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from config.capabilities import PARAMETERS
 from tasks.cli.quantities import NOTHING, bit_rate, byte_rate, seconds, size
 from tasks.cli.rendering.facts import Facts, RoundFacts
 from tasks.cli.rendering.report.strips import Span, part, strips
@@ -211,12 +210,6 @@ def _bytes(facts: Facts) -> dict[str, Any]:
 def _asked(facts: Facts) -> dict[str, Any]:
     record = facts.record
     on = ", ".join(name for name, value in record.capabilities.items() if value) or "none"
-    given = record.parameters
-    rows = [
-        (row.name, row.kind.format(row.kind.read(given[row.name])))
-        for row in PARAMETERS
-        if row.name in given and given[row.name] != row.default
-    ]
     return {
         "title": "Asked for",
         "rows": [
@@ -224,7 +217,7 @@ def _asked(facts: Facts) -> dict[str, Any]:
             ("at", _moment(record.created)),
             ("priority", str(record.priority)),
             ("capabilities", on),
-            *(rows or [("parameters", "all at their defaults")]),
+            *(facts.parameters or [("parameters", "all at their defaults")]),
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,8 +25,9 @@ class Span:
 
     @property
     def bars(self) -> tuple[tuple[float, float], ...]:
-        """Start and seconds of what is drawn of it."""
-        return self.pieces or ((self.start, self.seconds),)
+        """Start and seconds of what is drawn of it: nothing that cannot be, whatever a damaged record says."""
+        pieces = self.pieces or ((self.start, self.seconds),)
+        return tuple(piece for piece in pieces if all(map(math.isfinite, piece)))
 
 
 @dataclass(frozen=True, slots=True)
