@@ -31,7 +31,8 @@ def chromium(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
     for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options, Service(driver))
+    # Out of the terminal's reach: a Ctrl-C is ours, and ends both in good order.
+    made = webdriver.Chrome(options, Service(driver, popen_kw={"start_new_session": True}))
     try:
         yield made
     finally:
