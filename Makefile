@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := config ops tasks workers tests
 
-.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor bench-scrape dashboards check setup format
+.PHONY: demo demo-vm test lab bench-rdma bench-vm bench-plan bench-executor bench-scrape dashboards drawn check setup format
 
 demo: setup ## install, then move a live 1 GiB guest A→B and B→A, and print what it took
 	.venv/bin/droveway demo $(ARGS)
@@ -36,6 +36,11 @@ bench-scrape: setup ## what a scrape a second costs a migration: the same moves 
 
 dashboards: setup ## write Grafana's dashboards anew from ops/grafana/dashboards
 	$(PYTHON) -m ops.grafana.dashboards
+
+drawn: setup ## each dashboard as pictures in .drawn, by components of Grafana's front end, of guests that really moved
+	ops/scripts/browser-setup
+	ops/scripts/ops-setup
+	@$(PYTHON) -m tests.ops.drawn
 
 check: setup ## style, types, import rules
 	.venv/bin/ruff format --check $(PATHS)

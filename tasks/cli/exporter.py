@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
-from contextlib import closing
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import click
 from prometheus_client import CollectorRegistry
@@ -43,17 +44,33 @@ def command(context: click.Context, port: int | None) -> int:
     invocation = invocation_of(context)
     settings = invocation.settings
     logs.configure(settings.worker)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     redis = settings.redis.model_copy(update={"socket_timeout": min(settings.redis.socket_timeout, _ANSWER)})
-    with closing(Ledger(settings.model_copy(update={"redis": redis}))) as ledger:
+    with closing(Ledger(settings.model_copy(update={"redis": redis}))) as ledger, _told_to_end() as told:
         registry = CollectorRegistry()
         policies = {name: policy_of(terms) for name, terms in settings.rebalance.items()}
         registry.register(FleetCollector(Reader(ledger).read, settings.exporter.interval, policies))
         address, at = str(settings.exporter.address), port or settings.exporter.port
         stop = serve(address, at, registry, well, Recent(ledger.now), "exporter.port")
         click.echo(f"http://{f'[{address}]' if ':' in address else address}:{at}/metrics", err=True)
-        stopping.wait()
+        told.recv(1)
         stop()
     return 0
+
+
+@contextmanager
+def _told_to_end() -> Iterator[socket.socket]:
+    """What can be read once SIGTERM or SIGINT has come.
+
+    Of two at once, both may interrupt a thread that answers a scrape, while the main thread sleeps on; a byte in a
+    socket wakes it all the same. (A handler that sets an Event can even lock itself out of it.)
+    """
+    told, tell = socket.socketpair()
+    with told, tell:
+        tell.setblocking(False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+        try:
+            yield told
+        finally:
+            signal.set_wakeup_fd(-1)

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 
 from config.settings import RedisSettings
 from tasks.evacuate import begin
@@ -24,8 +22,8 @@ from tasks.ledger.ledger import Ledger
 from tasks.one_machine.fleet import LocalFleet
 from tasks.planning.evacuating import Evacuation
 from tasks.steps import snapshot
+from tests.chromium import chromium
 from tests.redis_server import RedisServer
-from tests.requirements import missing
 from tests.until import until
 from workers.guests.memory_spec import MemoryGuestSpec
 
@@ -34,28 +32,12 @@ MIB = 1 << 20
 _STATED = 0.1
 #: The same of two claims: ways to Redis and back, what a worker did between a claim and its mover's start.
 _CLAIMS = 0.5
-#: Without these, Chromium asks for servers of its maker at every start, and needs a sandbox that root does not get.
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing("no chromium with its driver (ops/scripts/browser-setup installs them)")
-    options = Options()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options, Service(driver))
-    try:
+    with chromium(tmp_path_factory.mktemp("browser")) as made:
         yield made
-    finally:
-        made.quit()
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,11 @@ def _redis() -> list[Panel]:
     durable = "Whether Redis is set to keep what it answers ({}); ops/redis/droveway.conf is."
     checks = [
         figure(
-            f"Durable: {check}",
+            check,
             durable.format(check),
             Query(f'droveway_redis_durable{{check="{check}"}}'),
             steps=ALWAYS_SHOULD,
-            says=YES_OR_NO,
+            says={0: "not safe", 1: "safe"},
             runbook="redis-not-durable",
         )
         for check in ("appendonly", "appendfsync", "maxmemory_policy")

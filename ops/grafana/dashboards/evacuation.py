@@ -72,7 +72,7 @@ def _progress() -> list[Panel]:
             width=6,
         ),
         figure(
-            "Guests that cannot leave",
+            "Cannot leave",
             "Guests of the whole fleet that could not leave their host now, were it emptied.",
             Query("sum(droveway_guests_not_evacuable)"),
             steps=((None, "green"), (1, "yellow")),
