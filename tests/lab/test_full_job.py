@@ -83,8 +83,8 @@ def assert_pinned(fleet: LabFleet) -> None:
         told = until(f"pinned memory on the {side}'s page", lambda: host.metrics(side)[name])  # noqa: B023
         mover = next(name for name in host.ask("movers") if name.endswith(f".{side}"))
         said = host.ask("most_pinned")[mover]
-        # A destination says at most five times a second what it has, and only when it hears something: of a source that is
-        # held it hears nothing, so that the last regions are not told yet.
+        # A destination says at most five times a second what it has, and only when it hears something: of a source
+        # that is held it hears nothing, so that the last regions are not told yet.
         untold = 8 * MIB if side is Side.SOURCE else said // 2
         assert 40 * MIB < told <= said < told + untold, (side, told, said)
 
