@@ -83,6 +83,12 @@ class HostMemoryError(HostError):
     reason = "host-memory"
 
 
+class NewerReleaseError(HostError):
+    """A newer release wrote something down that this one cannot read: this host's Droveway must be upgraded."""
+
+    reason = "version"
+
+
 # --- something that we talk to is away or misbehaves ------------------------------------------------------------------
 
 

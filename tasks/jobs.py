@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from config.errors import NewerReleaseError
 from tasks.planning.evacuating import Evacuation
 from tasks.planning.evacuation import Solver
 from tasks.planning.job import ENDED, Attempt, Fate, Standing, State
@@ -157,7 +158,33 @@ def request_of(order: Order) -> dict[str, Any]:
 def read_job(
     job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, bytes], moves: Mapping[bytes, bytes]
 ) -> JobRecord:
-    """The job in the hashes that prelude.lua describes."""
+    """The job in the hashes that prelude.lua describes.
+
+    Raises NewerReleaseError when this release does not know what stands there.
+    """
+    try:
+        return _read(job, fields, guests, moves)
+    except (ValueError, KeyError, TypeError) as error:
+        raise NewerReleaseError(
+            f"What Redis has of {job} cannot be read by this release ({error}): a newer one most likely began it, whose"
+            " workers carry it on. Upgrade Droveway here to see it."
+        ) from error
+
+
+def attempts_of(records: Iterable[MigrationRecord]) -> list[Attempt]:
+    """The moves of one job so far, numbered for each guest by their age."""
+    had: dict[str, int] = {}
+    found = []
+    for record in sorted(records, key=lambda each: (each.created, each.migration)):
+        number = had[record.guest] = had.get(record.guest, 0) + 1
+        end = record.destination.host, number, not record.ended, record.state == "completed", record.reason or ""
+        found.append(Attempt(record.guest, *end, queued=record.granted is None))
+    return found
+
+
+def _read(
+    job: str, fields: Mapping[bytes, bytes], guests: Mapping[bytes, bytes], moves: Mapping[bytes, bytes]
+) -> JobRecord:
     request = json.loads(fields[b"request"])
     standings = {name.decode(): _standing(json.loads(said)) for name, said in guests.items()}
     kind = Kind(fields.get(b"kind", b"evacuation").decode())
@@ -177,17 +204,6 @@ def read_job(
         standings,
         {move.decode(): guest.decode() for move, guest in moves.items()},
     )
-
-
-def attempts_of(records: Iterable[MigrationRecord]) -> list[Attempt]:
-    """The moves of one job so far, numbered for each guest by their age."""
-    had: dict[str, int] = {}
-    found = []
-    for record in sorted(records, key=lambda each: (each.created, each.migration)):
-        number = had[record.guest] = had.get(record.guest, 0) + 1
-        end = record.destination.host, number, not record.ended, record.state == "completed", record.reason or ""
-        found.append(Attempt(record.guest, *end, queued=record.granted is None))
-    return found
 
 
 def _asked(

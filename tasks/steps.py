@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from functools import cache
 
-from config.errors import HostError, RefusedError, RequestError
+from config.errors import HostError, NewerReleaseError, RefusedError, RequestError
 from tasks.bell import Bell
 from tasks.inventory.live import cluster
 from tasks.jobs import Asked, JobRecord, attempts_of
@@ -40,13 +40,16 @@ _SOLVING = 60.0
 #: Admission's refusals that planning does not know of and no later step ends: each is an attempt that failed.
 _LASTING = frozenset({"capability", "memory-lock"})
 
+#: Jobs under way that only a newer release can read. Whoever cannot take their steps must not take their turns either.
+_NEWER: set[str] = set()
+
 
 def take_steps(ledger: Ledger, bell: Bell) -> bool:
     """A step of every job under way of which nobody has just taken one; whether there is any.
 
-    Raises UnreachableError.
+    What only a newer release can read is left to its workers. Raises UnreachableError.
     """
-    jobs = ledger.open_jobs()
+    jobs = [job for job in ledger.open_jobs() if job not in _NEWER]
     for job in jobs:
         take_step(ledger, bell, job)
     return bool(jobs)
@@ -57,7 +60,12 @@ def take_step(ledger: Ledger, bell: Bell, job: str) -> None:
     if not ledger.turn(job, BETWEEN_STEPS):
         return
     began = time.monotonic()
-    record = ledger.find_job(job)
+    try:
+        record = ledger.find_job(job)
+    except NewerReleaseError as error:
+        log.warning("%s", error)
+        _NEWER.add(job)
+        return
     if record is None or record.ended:
         return
     solving = isinstance(record.asked, Evacuation) and record.asked.solver is not Solver.GREEDY

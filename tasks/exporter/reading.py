@@ -51,7 +51,7 @@ class Reader:
         ledger = self._ledger
         # What is under way is read first, as plans do: a move that ends meanwhile still counts.
         under_way, hosts, fleet = ledger.open(), ledger.hosts(), ledger.fleet()
-        under_work = [record for name in ledger.open_jobs() if (record := ledger.find_job(name)) is not None]
+        under_work = ledger.readable_jobs(ledger.open_jobs())
         now = ledger.now()
         return Reading(
             now,

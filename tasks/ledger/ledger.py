@@ -7,6 +7,7 @@ does not answer, HostError when it refuses to serve.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any, cast
 
 from redis.exceptions import NoPermissionError
 
-from config.errors import RefusedError
+from config.errors import NewerReleaseError, RefusedError
 from config.redis import coordination_client, reaching_redis
 from config.settings import Settings
 from tasks.inventory import live
@@ -43,6 +44,8 @@ from workers.attempt import Job, Status
 from workers.pairing.contract import Side, Ticket
 from workers.pairing.events import Events
 from workers.pairing.keys import Keys
+
+log = logging.getLogger("droveway.ledger")
 
 #: Records that are read at once where all are wanted: a few MiB.
 _PAGE = 200
@@ -269,8 +272,9 @@ class Ledger:
         return Answer(_decoded(self._run("turn", job, interval, "1" if again else ""))) is Answer.OK
 
     def find_job(self, job: str) -> JobRecord | None:
-        """One job; None when there is none (never was, or past its retention)."""
-        return next(iter(self._jobs([job])), None)
+        """One job; None when there is none (never was, or past its retention). Raises NewerReleaseError for one
+        that this release cannot read."""
+        return next((read_job(job, *hashes) for job, hashes in self._hashes_of([job])), None)
 
     def moves_of(self, job: JobRecord) -> list[MigrationRecord]:
         """Every migration that it asked for and that is remembered."""
@@ -279,28 +283,38 @@ class Ledger:
     def open_jobs(self, *kinds: Kind) -> list[str]:
         """Jobs that have not ended; of these kinds, if any is named."""
         found = self._members(self._keys.open_jobs())
-        return [record.job for record in self._jobs(found) if record.kind in kinds] if kinds else found
+        return [record.job for record in self.readable_jobs(found) if record.kind in kinds] if kinds else found
 
     def jobs(self, count: int = 20) -> list[JobRecord]:
         """The latest jobs, newest first."""
         with reaching_redis(self._settings):
             names = cast("list[bytes]", self._client.zrevrange(self._keys.jobs(), 0, count - 1))
-        return self._jobs([name.decode() for name in names])
+        return self.readable_jobs([name.decode() for name in names])
 
     def jobs_by_age(self) -> Iterator[JobRecord]:
         """Every evacuation that is remembered, the oldest first, read a page at a time."""
         for page in self._pages(self._keys.jobs()):
-            yield from self._jobs(page)
+            yield from self.readable_jobs(page)
 
-    def _jobs(self, names: Sequence[str]) -> list[JobRecord]:
+    def readable_jobs(self, names: Sequence[str]) -> list[JobRecord]:
+        """Those of them that this release can read. Of any other the log says so, once."""
+        found = []
+        for job, hashes in self._hashes_of(names):
+            try:
+                found.append(read_job(job, *hashes))
+            except NewerReleaseError as error:
+                _say_once(str(error))
+        return found
+
+    def _hashes_of(self, names: Sequence[str]) -> list[tuple[str, tuple[Fields, Fields, Fields]]]:
         with self._pipeline() as pipe:
             for job in names:
                 pipe.hgetall(self._keys.job(job))
                 pipe.hgetall(self._keys.job_guests(job))
                 pipe.hgetall(self._keys.job_moves(job))
             answers = iter(pipe.execute())
-        found = ((job, next(answers), next(answers), next(answers)) for job in names)
-        return [read_job(job, fields, guests, moves) for job, fields, guests, moves in found if fields]
+        found = [(job, (next(answers), next(answers), next(answers))) for job in names]
+        return [(job, hashes) for job, hashes in found if hashes[0]]
 
     # --- policies by which guests are spread out ----------------------------------------------------------------------
 
@@ -529,6 +543,11 @@ def _attempt_json(job: Job) -> dict[str, str]:
         "parameters": json.dumps(dict(job.parameters)),
         "granted": "1" if job.granted else "",
     }
+
+
+@cache
+def _say_once(said: str) -> None:
+    log.warning("%s", said)
 
 
 @cache

@@ -12,7 +12,7 @@ from time import sleep
 
 import pytest
 
-from config.errors import RefusedError
+from config.errors import NewerReleaseError, RefusedError
 from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.evacuate import begin
 from tasks.jobs import JobRecord
@@ -21,7 +21,7 @@ from tasks.planning.evacuating import Evacuation
 from tasks.planning.evacuation import Solver
 from tasks.planning.job import Fate, State, Step
 from tasks.records import Fleet, Kept, LocalGuest, Submission
-from tasks.steps import _submit, cancel, snapshot, take_step
+from tasks.steps import _submit, cancel, snapshot, take_step, take_steps
 from tests.integration.console import GIB, OFFERED
 from tests.integration.scripted_fleet import BELL, beat, end, stepped
 from tests.redis_server import RedisServer
@@ -74,6 +74,26 @@ def test_steps_that_are_taken_again_ask_for_nothing_twice(ledger: Ledger) -> Non
     assert stepped(ledger, "e-1").moves == first.moves
     take_step(ledger, BELL, "e-1")  # not its turn
     assert snapshot(ledger, "e-1").moves == first.moves
+
+
+def test_a_job_of_a_newer_release_is_left_to_its_workers_and_holds_up_no_other(
+    own_redis_server: RedisServer, ledger: Ledger
+) -> None:
+    started(ledger, "alpha", job="e-new")
+    started(ledger, "beta")
+    with own_redis_server.client() as client:
+        client.hset("droveway:job:e-new", "kind", "exchange")
+        client.delete("droveway:job:e-1:turn", "droveway:job:e-new:turn")
+    assert take_steps(ledger, BELL)
+    assert snapshot(ledger, "e-1").moves
+    with pytest.raises(NewerReleaseError, match=r"'exchange' is not a valid Kind.*Upgrade Droveway here"):
+        snapshot(ledger, "e-new")
+    assert [job.job for job in ledger.jobs()] == ["e-1"]
+    with own_redis_server.client() as client:
+        client.delete("droveway:job:e-1:turn", "droveway:job:e-new:turn")
+        take_steps(ledger, BELL)
+        assert client.exists("droveway:job:e-1:turn")
+        assert not client.exists("droveway:job:e-new:turn"), "whoever cannot take the step takes no turn"
 
 
 def test_a_move_that_redis_lost_and_a_host_wrote_back_is_an_attempt_again_once_it_has_failed(

@@ -153,6 +153,17 @@ def test_an_evacuation_is_shown_while_it_is_under_way_and_counted_when_it_has_en
         assert not [name for name in found if "e-1" in name]
 
 
+def test_a_job_of_a_newer_release_hides_nothing_else(own_redis_server: RedisServer) -> None:
+    settings = fleet_in(own_redis_server)
+    with closing(Ledger(settings)) as ledger, own_redis_server.client() as client:
+        assert ledger.begin_job(Order(Kind.EVACUATION, Evacuation("e-1", frozenset({"alpha"})), "why"))[0] is Answer.OK
+        client.hset(f"{settings.redis.prefix}job:e-1", "kind", "exchange")
+        with exporter(settings) as port:
+            found = until_seen(port, 'droveway_host_up{host="alpha",side="source"}', 1)
+    assert found["droveway_redis_up"] == 1
+    assert found['droveway_jobs{kind="evacuation",state="running"}'] == 0, "kinds of our own are counted"
+
+
 def test_the_most_moved_guest_is_counted_and_what_has_ended_is_read_once(own_redis_server: RedisServer) -> None:
     settings = fleet_in(own_redis_server)
     with closing(Ledger(settings)) as ledger:
