@@ -91,11 +91,11 @@ def drained() -> Iterator[Drained]:
         settings = RedisSettings.model_validate({"url": redis.url})
         quick = {"worker.lease": 4, "worker.reconcile_interval": 1, "worker.poll_interval": 0.2, "host.memory": "1G"}
         with LocalFleet(settings, HOSTS, ram_bytes=48 * 8 * MIB, overrides=quick) as fleet:
+            fleet.start(300)  # eight workers, before the guests take the processors
             for host in HOSTS:
                 for number in SIX:
-                    spec = MemoryGuestSpec(f"{host}-{number}", 8 * MIB, dirty_rate=2 * MIB, check_rate=4 * MIB)
+                    spec = MemoryGuestSpec(f"{host}-{number}", 8 * MIB, dirty_rate=MIB // 2, check_rate=MIB)
                     fleet.hosts[host].guests.start(spec)
-            fleet.start(300)  # eight workers, on a machine that may do other things as well
             yield Drained(redis, fleet)
     finally:
         redis.close()

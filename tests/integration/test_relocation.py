@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 
-from config.errors import RefusedError
+from config.errors import NewerReleaseError, RefusedError
 from config.settings import RedisSettings, Settings, WorkerSettings
 from tasks.evacuate import begin
 from tasks.jobs import JobRecord, Kind, Order, read_job
@@ -347,5 +347,5 @@ def test_a_job_is_read_as_it_was_begun(ledger: Ledger) -> None:
     assert snapshot(ledger, "r-1").to_json()["imbalance_before"] == 0.5
     assert [ledger.open_jobs(kind) for kind in Kind] == [[], ["r-1"], []]
     fields = {b"hosts": b"[]", b"request": b"{}", b"kind": b"bogus"}
-    with pytest.raises(ValueError, match="bogus"):
+    with pytest.raises(NewerReleaseError, match="bogus"):
         read_job("r-2", fields, {}, [])
