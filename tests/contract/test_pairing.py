@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
-from config.errors import CancelledError, MessageError, PeerRefusedError, RefusedError, UnreachableError
+from config.errors import CancelledError, MessageError, PeerLostError, PeerRefusedError, RefusedError, UnreachableError
 from config.settings import RedisSettings
 from tests.redis_server import RedisServer
 from workers.pairing.contract import Pairing, Side, Ticket
@@ -33,6 +33,10 @@ class Room(Protocol):
 
     def cancel(self) -> None: ...
 
+    def end(self, side: Side) -> None:
+        """The side's worker says that its mover has ended."""
+        ...
+
 
 class MemoryRoom:
     def __init__(self) -> None:
@@ -43,6 +47,9 @@ class MemoryRoom:
 
     def cancel(self) -> None:
         self._meeting.cancel()
+
+    def end(self, side: Side) -> None:
+        self._meeting.end(side)
 
 
 class RedisRoom:
@@ -67,6 +74,10 @@ class RedisRoom:
     def cancel(self) -> None:
         self.client.hset(self.record, mapping={"cancel": 1, "state": "cancelling"})
         self.client.xadd(Keys("pairing:").events(self.migration), {"event": "cancelling"})
+
+    def end(self, side: Side) -> None:
+        self.client.hset(self.record, f"outcome:{side}", "failed")
+        self.client.xadd(Keys("pairing:").events(self.migration), {"event": "outcome"})
 
     def close(self) -> None:
         for pairing in self._opened:
@@ -123,6 +134,21 @@ def test_cancelling_ends_the_wait(room: Room) -> None:
     with pytest.raises(CancelledError):
         source.await_offer(30)
     timer.join()
+
+
+def test_a_mover_that_ended_ends_the_wait_for_its_offer(room: Room) -> None:
+    source, destination = room.side(Side.SOURCE), room.side(Side.DESTINATION)
+    timer = threading.Timer(0.05, room.end, [Side.DESTINATION])
+    timer.start()
+    with pytest.raises(PeerLostError, match="The destination's mover ended before the sides met"):
+        source.await_offer(30)
+    timer.join()
+    room.end(Side.SOURCE)
+    destination.publish(b"too late for either")
+    with pytest.raises(PeerLostError):
+        source.await_offer(5)
+    with pytest.raises(PeerLostError):
+        destination.await_offer(5)
 
 
 def test_whoever_lost_the_claim_can_neither_offer_nor_wait(room: Room) -> None:

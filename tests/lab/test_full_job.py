@@ -140,7 +140,7 @@ def test_a_guest_moves_through_a_window_of_locked_memory(fleet: LabFleet) -> Non
     fleet.assert_nothing_left()
 
 
-@pytest.mark.parametrize("side", Side)
+@pytest.mark.parametrize("side", [Side.DESTINATION, pytest.param(Side.SOURCE, marks=pytest.mark.thorough)])
 def test_a_killed_mover_leaves_the_guest_where_it_was_and_nothing_else(fleet: LabFleet, side: Side) -> None:
     move, source = held_in_the_bulk_round(fleet)
     if side is Side.SOURCE:
@@ -188,6 +188,7 @@ def test_a_lost_link_fails_the_move_and_one_that_is_lost_for_a_second_does_not(f
     fleet.assert_nothing_left()
 
 
+@pytest.mark.thorough  # each run of tests has this control over tcp: tests/integration/test_demo.py
 def test_the_guests_check_sees_writes_that_did_not_arrive(fleet: LabFleet) -> None:
     completed(fleet, *OVER_RDMA, fault="drop-final-dirty")
     report = fleet.here.ask("oracle", name=fleet.guest, full=True)

@@ -1,18 +1,16 @@
-"""One watched fleet for all tests of what is watched: it takes a minute, and nobody harms it.
-
-It ends with the last of them: its guests work, and the tests of other folders need the processor.
-"""
+"""One watched fleet for all tests of what is watched: it takes a minute, and nobody harms it. It ends with the last of
+them, for its guests work."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import missing
+from tests.last_user import asked_for
 from tests.ops.watched_fleet import Watched, watched
 from tests.redis_server import find_server
 
@@ -21,7 +19,7 @@ _AT_WORK = ExitStack()
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+    if not asked_for("seen", nextitem):
         _AT_WORK.close()
 
 

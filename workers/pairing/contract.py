@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from config.errors import PeerLostError
+
 
 class Side(StrEnum):
     """Which end of the migration."""
@@ -51,6 +53,12 @@ def concerning(ticket: Ticket, told: Iterable[tuple[int, str, str]]) -> frozense
     )
 
 
+def gone(ticket: Ticket) -> PeerLostError:
+    """Why nobody waits for an offer any more that no mover is left to make."""
+    peer = ticket.side.peer
+    return PeerLostError(f"The {peer}'s mover ended before the sides met; look at the worker's log on that host.")
+
+
 class Pairing(Protocol):
     """One side's view of the pairing of one attempt."""
 
@@ -65,8 +73,8 @@ class Pairing(Protocol):
     def await_offer(self, timeout: float) -> bytes:
         """The peer's offer, within `timeout` seconds.
 
-        Raises PeerError (the peer refused; carries its reason), CancelledError (the record was cancelled),
-        UnreachableError (nobody offered in time, or Redis is away for all of it).
+        Raises PeerRefusedError (carries the peer's reason), PeerLostError (its mover ended), CancelledError (the record
+        was cancelled), UnreachableError (nobody offered in time, or Redis is away for all of it).
         """
         ...
 

@@ -6,7 +6,7 @@ import threading
 import time
 
 from config.errors import CancelledError, MessageError, PeerRefusedError, RefusedError, UnreachableError
-from workers.pairing.contract import Side, Ticket, concerning
+from workers.pairing.contract import Side, Ticket, concerning, gone
 from workers.pairing.offer import MAX_OFFER
 
 
@@ -20,6 +20,7 @@ class Meeting:
         self.refusals: dict[Side, tuple[str, str]] = {}
         self.told: dict[str, set[tuple[int, str, str]]] = {}
         self.cancelled = False
+        self.ended: set[Side] = set()
 
     def claim(self, ticket: Ticket) -> InMemoryPairing:
         """Take a side; whoever held it before is fenced from here on."""
@@ -32,6 +33,12 @@ class Meeting:
         """What `droveway cancel` does."""
         with self.changed:
             self.cancelled = True
+            self.changed.notify_all()
+
+    def end(self, side: Side) -> None:
+        """What a worker does whose mover died."""
+        with self.changed:
+            self.ended.add(side)
             self.changed.notify_all()
 
 
@@ -69,6 +76,8 @@ class InMemoryPairing:
                 if peer in self._meeting.refusals:
                     reason, message = self._meeting.refusals[peer]
                     raise PeerRefusedError(message, reason)
+                if peer in self._meeting.ended:
+                    raise gone(self._ticket)
                 if peer in self._meeting.offers:
                     return self._meeting.offers[peer]
                 left = deadline - time.monotonic()

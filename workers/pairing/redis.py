@@ -17,7 +17,7 @@ from typing import Any, cast
 from config.errors import CancelledError, MessageError, PeerError, PeerRefusedError, RefusedError, UnreachableError
 from config.redis import coordination_client, reaching_redis
 from config.settings import RedisSettings
-from workers.pairing.contract import Ticket, concerning
+from workers.pairing.contract import Ticket, concerning, gone
 from workers.pairing.events import Events
 from workers.pairing.keys import Keys
 from workers.pairing.offer import MAX_OFFER
@@ -138,6 +138,7 @@ class _Seen:
     peer_offer_nonce: bytes | None
     peer_refusal: bytes | None
     peer_refusal_nonce: bytes | None
+    peer_outcome: bytes | None
     message: bytes | None
     mine: bytes | None
 
@@ -154,6 +155,7 @@ class _Seen:
             f"offer-nonce:{peer}",
             f"refusal:{peer}",
             f"refusal-nonce:{peer}",
+            f"outcome:{peer}",
             "message",
             f"offer:{mine}",
         ]
@@ -169,6 +171,8 @@ class _Seen:
             raise PeerRefusedError(refusal["message"], refusal["reason"])
         if self.state in (b"failed", b"completed"):
             raise PeerError(f"The migration has ended already: {_text(self.message) or _text(self.state)}")
+        if self.peer_outcome is not None:
+            raise gone(ticket)
 
     def offer(self) -> bytes | None:
         """The peer's offer, if the holder of the peer's claim made it."""
