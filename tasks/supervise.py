@@ -61,7 +61,8 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: dict[Path, threading.Thread] = field(default_factory=dict)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    #: Taken again by `detach` where a signal comes while `attach` has it.
+    _guard: threading.RLock = field(default_factory=threading.RLock)
 
     def attach(self, attempt: Attempt) -> bool:
         """Follow this attempt from wherever it stands; False when it is followed already."""

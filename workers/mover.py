@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -37,8 +37,9 @@ log = logging.getLogger("droveway.mover")
 def main(directory: Path) -> int:
     """Run the attempt in `directory` to its outcome. Returns the exit code: 0 only when it completed."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    cancelled = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: cancelled.set())
+    # No Event: its lock could be wanted by the handler of a second SIGTERM while that of the first one has it.
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for whoever watches, not for the move
     arm()
     attempt = Attempt(directory)
@@ -48,7 +49,7 @@ def main(directory: Path) -> int:
     logs.configure(settings.worker)
     logs.about(job, "setup")
     with closing(RedisPairing(settings.redis, job.ticket, job.host)) as pairing:
-        migration = _migration(attempt, job, settings, pairing, progress, cancelled)
+        migration = _migration(attempt, job, settings, pairing, progress, lambda: bool(told))
         return _conclude(migration)
 
 
@@ -58,13 +59,13 @@ def _migration(
     settings: Settings,
     pairing: RedisPairing,
     progress: Progress,
-    cancelled: threading.Event,
+    cancelled: Callable[[], bool],
 ) -> Migration:
     capabilities, parameters = read_options(job.capabilities, job.parameters)
     timeline = Timeline(time.monotonic)
     started = own_age()
     timeline.add("start", started, -started)
-    ears = cancelled.is_set, attempt.granted
+    ears = cancelled, attempt.granted
     return Migration(job, settings, capabilities, parameters, pairing, timeline, progress, *ears)
 
 

@@ -1,9 +1,10 @@
 """`make bench-scrape`: what it costs a migration to be watched: the same moves, scraped once a second and not at all.
 
-Two hosts of this machine, each with both its workers, and an exporter. Moves with and without scrapes take turns. The
-ratio of their times has the machine's noise in it, which is shown beside: the same ratio between moves that nobody
-scraped. The figure that has none is the processor time that a host's two workers take for a scrape of each: a second of
-a move costs one. The exporter, which may be anywhere, is shown apart.
+Two hosts of this machine, each with both its workers, and an exporter. Moves with and without scrapes take turns, at a
+pace below what two processors can send, as a link paces those of real hosts: at full speed two equal moves differed
+here by half of their time, and no ratio said anything. What noise is left is shown beside: the same ratio between moves
+that nobody scraped. A host without a processor to spare pays the processor time that its two workers take for a scrape
+of each: a second of a move costs one. The exporter, which may be anywhere, is shown apart.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from workers.pairing.contract import Side
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "scrape.json"
 ROOT = Path(__file__).resolve().parents[3]
 _NAMES = ("alpha", "beta")
+#: Bytes/s at which the guest is sent, and at which it writes.
+_PACE, _DIRTY_RATE = 192 << 20, 10 << 20
 #: Scrapes of each page, one after the other, by which the processor time of one is known.
 _SCRAPES = 200
 
@@ -78,7 +81,7 @@ def _measured(server: RedisServer, moves: int, memory: int) -> dict[str, float]:
             pages += ports.values()
         fleet.start()
         alpha = fleet.hosts["alpha"]
-        guest = alpha.guests.start(MemoryGuestSpec("web", memory, 50 << 20))
+        guest = alpha.guests.start(MemoryGuestSpec("web", memory, _DIRTY_RATE))
         guest.wait_filled(120)
         with closing(Ledger(fleet.settings)) as ledger, exporter(fleet) as (port, pid):
             announce(ledger, alpha.settings, guest)
@@ -127,7 +130,10 @@ class _Guest:
     def move(self) -> float:
         """Seconds, by its source's mover."""
         self._at = 1 - self._at
-        request = MigrateRequest(migration=new_migration_id(), guest="web", destination=_NAMES[self._at])
+        paced = {"max-bandwidth": _PACE}
+        request = MigrateRequest(
+            migration=new_migration_id(), guest="web", destination=_NAMES[self._at], parameters=paced
+        )
         submit(self._ledger, request)
         admit(self._ledger, self._bell)
         *_, record = watch(self._ledger, request.migration)
