@@ -3,12 +3,15 @@ all tests after it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 
-def asked_for(fixture: str, nextitem: pytest.Item | None) -> bool:
-    """Whether `nextitem` or a test after it asks for this fixture, itself or through another one."""
+def asked_for(fixture: str, folder: Path, nextitem: pytest.Item | None) -> bool:
+    """Whether `nextitem` or a test after it asks for this fixture of `folder`, itself or through another one."""
     if nextitem is None:
         return False
     items = nextitem.session.items
-    return any(fixture in getattr(each, "fixturenames", ()) for each in items[items.index(nextitem) :])
+    left = (each for each in items[items.index(nextitem) :] if folder in each.path.parents)
+    return any(fixture in getattr(each, "fixturenames", ()) for each in left)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ _SWITCHED_ON = {name: ExitStack() for name in ("one_machine", "wired_machine", "
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     for fixture, stack in _SWITCHED_ON.items():
-        if not asked_for(fixture, nextitem):
+        if not asked_for(fixture, Path(__file__).parent, nextitem):
             stack.close()
 
 

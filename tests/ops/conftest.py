@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ _AT_WORK = ExitStack()
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if not asked_for("seen", nextitem):
+    if not asked_for("seen", Path(__file__).parent, nextitem):
         _AT_WORK.close()
 
 
