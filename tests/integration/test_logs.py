@@ -29,6 +29,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def tells_of_the_end(path: Path) -> bool:
+    return any("m-logged" in line and "completed" in line for line in path.read_text().splitlines())
+
+
 @pytest.fixture
 def moved(
     own_redis_server: RedisServer, tmp_path: Path
@@ -52,6 +56,8 @@ def moved(
 
             record = until("the end", settled, seconds=60)
         paths = {Side.SOURCE: alpha.log(Side.SOURCE), Side.DESTINATION: beta.log(Side.DESTINATION)}
+        # A worker logs the end after it has written it down.
+        until("both workers' last words", lambda: all(tells_of_the_end(path) for path in paths.values()), seconds=30)
         text = "".join(path.read_text() for path in fleet.logs())
         return record, {side: lines(path) for side, path in paths.items()}, text
 
