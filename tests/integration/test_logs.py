@@ -30,7 +30,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def tells_of_the_end(path: Path) -> bool:
-    return any("m-logged" in line and "completed" in line for line in path.read_text().splitlines())
+    return any('"event": "m-logged' in line and "completed" in line for line in path.read_text().splitlines())
 
 
 @pytest.fixture
